@@ -1,0 +1,1 @@
+"""Dataset plugins: a module each, found by file name."""

@@ -1,0 +1,1 @@
+"""Scan and attention operators with CPU and GPU paths. Imports nothing of medplat."""

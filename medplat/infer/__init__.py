@@ -1,0 +1,1 @@
+"""Inference: one case, and a batch of cases."""

@@ -1,0 +1,1 @@
+"""Model plugins: one file, one architecture. Imported by name only, through the registry."""

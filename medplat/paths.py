@@ -1,0 +1,42 @@
+"""Where shipped workflows, the project folder and the tracking store live."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+STATE = ".medplat"
+
+
+def workflows() -> Path:
+    """Folder of the shipped workflow files: the checkout's, else the installed copy."""
+    checkout = Path(__file__).resolve().parent.parent / "workflows"
+    if checkout.is_dir():
+        return checkout
+    return Path(str(resources.files("medplat_workflows")))
+
+
+def project(start: Path | None = None) -> Path:
+    """Nearest folder from `start` upwards that holds `.medplat/`, else `start` itself."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / STATE).is_dir():
+            return folder
+    return here
+
+
+def state(project_folder: Path) -> Path:
+    """The project's `.medplat` folder, made if absent; it ignores itself in git."""
+    folder = project_folder / STATE
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n", encoding="utf-8")
+    return folder
+
+
+def run_folder(project_folder: Path, run_id: str) -> Path:
+    """`.medplat/runs/<run id>`, made if absent."""
+    folder = state(project_folder) / "runs" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

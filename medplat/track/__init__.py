@@ -1,0 +1,1 @@
+"""Tracking and the model registry: the only package that imports mlflow."""

@@ -1,0 +1,1 @@
+"""Workflow files: what may stand in them, reading, writing."""

@@ -1,0 +1,252 @@
+"""What may stand in a workflow file: pydantic models, nothing unknown allowed, nothing changeable.
+
+Defaults live here and nowhere else. `dataset` and `model` name a plugin; their other keys are those
+of the plugin's own `Config` and are checked in a second step (`workflow.read`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+RegistryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Nothing unknown, nothing changed afterwards, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PluginSection(BaseModel):
+    """A section whose remaining keys belong to the plugin that `name` names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    name: str = Field(description="The plugin, by its file name; see `medplat list`.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that are the plugin's own."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Input(Strict):
+    """One channel of the model, and how to find it among the series of a study.
+
+    Every given condition must hold. Patterns are shell patterns (`*`, `?`), upper and lower case
+    alike, on the scrubbed SeriesDescription.
+    """
+
+    name: Name = Field(description="Channel name: pre, early, t1ce ...")
+    channels: Literal[1, 3] = Field(1, description="3 for colour pictures.")
+    modality: str | None = Field(None, description="DICOM modality: CT, MR, PT ...")
+    description: tuple[str, ...] = Field((), description="Any of these patterns fits.")
+    not_description: tuple[str, ...] = Field((), description="None of these patterns fits.")
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None
+    slice_thickness_mm: tuple[float, float] | None = Field(None, description="From, to; both ends in.")
+    contrast: bool | None = Field(None, description="Whether a contrast agent is named in the header.")
+    original: bool | None = Field(None, description="True leaves out derived series (reformats).")
+    phase: Annotated[int, Field(ge=0)] | None = Field(None, description="Index of the phase, from 0.")
+    phase_time_s: float | None = Field(None, description="The phase nearest to these seconds.")
+
+    @model_validator(mode="after")
+    def _one_phase_rule(self) -> Input:
+        if self.phase is not None and self.phase_time_s is not None:
+            raise ValueError("give phase or phase_time_s, not both")
+        return self
+
+
+class Split(Strict):
+    """Which cases train and which validate. Always by patient; the first rule that is given holds.
+
+    A data set that fixes the split itself (a table column) is followed, and then nothing may be
+    given here.
+    """
+
+    file: Path | None = Field(None, description="CSV with the columns case (or patient) and split.")
+    every: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Every n-th case (n, 2n, ...) validates, with all cases of its patient."
+    )
+    validation: Fraction = Field(0.2, description="Share of the patients that validate.")
+    test: Fraction = Field(0.0, description="Share of the patients set aside for `evaluate`.")
+    seed: int = 0
+
+
+class Dataset(PluginSection):
+    """The data set: a plugin and its keys, and the split."""
+
+    split: Split = Split()
+
+
+class Code(Strict):
+    """A coded concept, for DICOM objects."""
+
+    value: str
+    scheme: str = "SCT"
+    meaning: str
+
+
+class Label(Strict):
+    """One structure of a segmentation."""
+
+    name: Name
+    value: Annotated[int, Field(gt=0, le=65535)] = Field(description="Its value in the label files.")
+    code: Code | None = Field(None, description="SNOMED CT code of the structure, for DICOM SEG.")
+
+
+class SegmentTask(Strict):
+    """Voxel-wise segmentation; background is implied and has the value 0."""
+
+    kind: Literal["segment"]
+    spatial_dims: Literal[2, 3] = 3
+    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> SegmentTask:
+        for what in ("name", "value"):
+            found = [getattr(label, what) for label in self.labels]
+            if len(set(found)) < len(found):
+                raise ValueError(f"two labels have the same {what}")
+        return self
+
+
+class ClassifyTask(Strict):
+    """One class for each case."""
+
+    kind: Literal["classify"]
+    spatial_dims: Literal[2, 3] = 2
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+class Model(PluginSection):
+    """The network: a plugin and its keys."""
+
+
+class Train(Strict):
+    """How the network is trained."""
+
+    epochs: Positive = 100
+    batch_size: Positive = 2
+    patch_size: tuple[Positive, ...] | None = Field(
+        None, description="Voxels cut out of a case for training, and the window of inference."
+    )
+    patches_per_case: Positive = Field(1, description="Patches cut from each case in each epoch.")
+    foreground: Fraction = Field(0.5, description="Share of the patches centred on a label.")
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    warmup: Fraction = Field(0.02, description="Share of the steps in which the rate rises.")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it, else 16 with scaling; 32 on a CPU."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="Decay of the mean.")
+    accumulate: Positive = Field(1, description="Batches summed before a step.")
+    clip: Annotated[float, Field(gt=0)] | None = Field(12.0, description="Gradient norm.")
+    early_stop: Positive | None = Field(None, description="Validations without a better result.")
+    validate_every: Positive = Field(1, description="Epochs between validations.")
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(None, description="Wall time limit.")
+    class_weights: bool = Field(False, description="classify: weigh classes by inverse frequency.")
+    cache: bool = Field(True, description="Keep the deterministic transforms' results in memory.")
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+    deterministic: bool = True
+
+
+class Infer(Strict):
+    """How the model is run over a case; travels inside the model."""
+
+    window: tuple[Positive, ...] | None = Field(
+        None, description="Voxels of one window; None: train.patch_size, else the whole image."
+    )
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Positive = 4
+    register_: Literal["no", "rigid"] = Field(
+        "no", alias="register", description="rigid: align inputs of other frames of reference."
+    )
+
+
+class Track(Strict):
+    """Where the run is logged and under which name its best model is registered."""
+
+    experiment: RegistryName = "medplat"
+    register_: RegistryName | None = Field(None, alias="register")
+    alias: RegistryName | None = "candidate"
+
+
+class Evaluate(Strict):
+    """A registered model measured on a data set."""
+
+    model: str = Field(description="models:/name@alias, models:/name/3, runs:/ID or a model folder.")
+    split: Literal["train", "validation", "test", "all"] = "test"
+    missing: Literal["fail", "worst", "exclude"] = Field(
+        "fail", description="A case that fails: stop, score it worst, or leave it out and say so."
+    )
+    replicates: Positive = 2000
+    seed: int = 0
+
+
+class Convert(Strict):
+    """Defaults of a conversion; the command line's own options win."""
+
+    split_phases: bool = False
+    gzip_level: Annotated[int, Field(ge=0, le=9)] = 1
+
+
+TransformList = tuple[dict[str, dict[str, Any]], ...]
+
+
+class ConvertWorkflow(Strict):
+    """`medplat convert SOURCE OUT --workflow FILE`."""
+
+    kind: Literal["convert"]
+    dataset: Dataset | None = None
+    transforms: TransformList = ()
+    convert: Convert = Convert()
+
+
+class TrainWorkflow(Strict):
+    """`medplat train FILE`."""
+
+    kind: Literal["train"]
+    inputs: Annotated[tuple[Input, ...], Field(min_length=1)] = (Input(name="image"),)
+    dataset: Dataset
+    transforms: TransformList = Field((), description="Deterministic; also run at inference.")
+    augment: TransformList = Field((), description="Random; training only.")
+    task: Annotated[SegmentTask | ClassifyTask, Field(discriminator="kind")]
+    model: Model
+    train: Train = Train()
+    infer: Infer = Infer()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TrainWorkflow:
+        names = [one.name for one in self.inputs]
+        if len(set(names)) < len(names):
+            raise ValueError("two inputs have the same name")
+        for where, size in (("train.patch_size", self.train.patch_size), ("infer.window", self.infer.window)):
+            if size is not None and len(size) != self.task.spatial_dims:
+                raise ValueError(
+                    f"{where} has {len(size)} numbers, task.spatial_dims is {self.task.spatial_dims}"
+                )
+        return self
+
+
+class EvaluateWorkflow(Strict):
+    """`medplat evaluate FILE`. Inputs, transforms and task are the model's own."""
+
+    kind: Literal["evaluate"]
+    dataset: Dataset
+    evaluate: Evaluate
+    track: Track = Track(alias=None)
+
+
+Workflow = Annotated[
+    ConvertWorkflow | TrainWorkflow | EvaluateWorkflow, Field(discriminator="kind")
+]
