@@ -25,6 +25,9 @@ check: $(STAMP)
 	$(BIN)/mypy --platform win32
 	$(BIN)/lint-imports
 
+bench: $(STAMP)
+	$(BIN)/python kernels/bench
+
 transform-table: $(STAMP)
 	$(BIN)/python -m medplat.transforms
 

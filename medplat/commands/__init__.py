@@ -8,7 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a verb ended: its exit code, and the object that `--json` prints."""
+    """How a verb ended.
+
+    Attributes:
+        exit_code: Of the process (DESIGN section 3).
+        summary: The object that `--json` prints.
+        text: What stdout gets without `--json`.
+    """
 
     exit_code: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
+    text: str = ""

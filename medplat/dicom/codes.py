@@ -1,0 +1,189 @@
+"""The one table of verdict codes: name, meaning, verdict, what the user can do.
+
+`medplat show codes` prints it. Sources: DESIGN section 3; conditions and thresholds stand with the
+checks that raise the codes (`geometry`, `series`, `phases`, `pixels`, `scan`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+CodeVerdict = Literal["rejected", "skipped", "warned", "noted", "failed"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """One verdict code.
+
+    Attributes:
+        name: Upper-case word.
+        meaning: One sentence.
+        verdict: What becomes of the file, series, label or case by default.
+        advice: What the user can do.
+    """
+
+    name: str
+    meaning: str
+    verdict: CodeVerdict
+    advice: str
+
+
+_SEND_AGAIN = "Ask the archive to send the series again."
+_NONE = "Nothing to do."
+_LABEL = "Make the label again on the grid of the converted series."
+
+_TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
+    # Files
+    ("NOT_DICOM", "skipped", "The file is not DICOM.", _NONE),
+    ("NOT_IMAGE", "skipped", "Valid DICOM, but not an image that becomes a volume.", _NONE),
+    ("NO_PIXELS", "rejected", "An image object without pixel data.", _SEND_AGAIN),
+    ("TRUNCATED", "rejected", "Pixel data or header end too early, or do not decode.", _SEND_AGAIN),
+    (
+        "UNSUPPORTED_SYNTAX",
+        "rejected",
+        "No decoder is used for this transfer syntax.",
+        "Install what the message names, or let the archive send another transfer syntax.",
+    ),
+    (
+        "OUTSIDE_ROOT",
+        "rejected",
+        "A link, archive member or index entry leaves SOURCE, or an archive is not safe to open.",
+        "Copy the file into SOURCE, or unpack the archive yourself.",
+    ),
+    (
+        "MISSING_FILE",
+        "rejected",
+        "The DICOMDIR names a file that is not there.",
+        "Give the folder instead of the DICOMDIR, or copy the medium again.",
+    ),
+    ("DUPLICATE_FILE", "warned", "The same image was found twice; one copy is used.", _NONE),
+    # Series
+    ("NO_UID", "warned", "Study or series UID is empty; no DICOM SEG can be written.", _NONE),
+    ("LOCALIZER", "skipped", "A scout or localizer.", _NONE),
+    ("DERIVED", "skipped", "A projection, screen save or secondary capture.", _NONE),
+    ("SINGLE_SLICE", "skipped", "All images lie at one position: not a volume.", _NONE),
+    (
+        "MULTIFRAME",
+        "rejected",
+        "A multi-frame object, which is not read yet.",
+        "Let the archive send classic single-frame objects.",
+    ),
+    (
+        "MOSAIC",
+        "rejected",
+        "A Siemens mosaic whose private header is gone, so that its tiles cannot be placed.",
+        "Export again with private tags.",
+    ),
+    (
+        "MIXED_ORIENTATION",
+        "rejected",
+        "The images of the series lie in several orientations or frames of reference.",
+        "Split the series at the archive or scanner.",
+    ),
+    (
+        "MIXED_SHAPE",
+        "rejected",
+        "The images differ in matrix, spacing or pixel format.",
+        "Split the series at the archive or scanner.",
+    ),
+    (
+        "NO_GEOMETRY",
+        "rejected",
+        "Position, orientation or pixel spacing is absent or impossible.",
+        "Export again with the image plane module.",
+    ),
+    ("MISSING_SLICE", "rejected", "At least one slice of the stack is absent.", _SEND_AGAIN),
+    (
+        "UNEVEN_SPACING",
+        "rejected",
+        "The slices are not equally spaced.",
+        "Resample with --resample if that is acceptable.",
+    ),
+    (
+        "SHEARED",
+        "rejected",
+        "The slices are offset sideways (gantry tilt).",
+        "Accept the shear with --allow-shear, or resample with --resample.",
+    ),
+    (
+        "DUPLICATE_SLICE",
+        "rejected",
+        "Different images claim the same position and phase (dropped, where they are equal).",
+        "Remove the wrong one.",
+    ),
+    ("RESCALE_VARIES", "warned", "Rescale values differ; real values are kept as float32.", _NONE),
+    ("TWO_SLICES", "warned", "Two slices only: even spacing cannot be checked.", _NONE),
+    (
+        "PHASE_ORDER_GUESSED",
+        "warned",
+        "The order of the phases rests on ContentTime or InstanceNumber alone.",
+        "Check the order in the report.",
+    ),
+    (
+        "PHASE_CONFLICT",
+        "rejected",
+        "Tags disagree on the phases, or none tells them apart.",
+        "Settle the order at the archive.",
+    ),
+    # Labels
+    ("LABEL_GRID_MISMATCH", "rejected", "The label lies on another grid than its series.", _LABEL),
+    ("LABEL_OUTSIDE", "rejected", "The label reaches outside the grid of its series.", _LABEL),
+    ("LABEL_FLIPPED", "rejected", "The label fits only after an axis is flipped.", _LABEL),
+    ("LABEL_OVERLAP", "rejected", "One voxel belongs to two segments.", _LABEL),
+    ("LABEL_UNKNOWN_VALUE", "rejected", "The label holds a value without a name.", _LABEL),
+    ("LABEL_EMPTY", "rejected", "No voxel of the label is set.", _LABEL),
+    ("LABEL_WRONG_SERIES", "rejected", "The label refers to another series.", _LABEL),
+    # Cases
+    (
+        "AMBIGUOUS_INPUT",
+        "rejected",
+        "Two or more series fit one input of the model.",
+        "Narrow the workflow's inputs, or remove one series.",
+    ),
+    (
+        "MISSING_INPUT",
+        "rejected",
+        "No series fits an input of the model.",
+        "Compare the reasons in the manifest with the workflow's inputs.",
+    ),
+    ("NO_INPUT", "rejected", "The case holds nothing that could be read.", "See the reasons."),
+    (
+        "FRAME_OF_REFERENCE",
+        "rejected",
+        "The inputs of one case lie in different frames of reference.",
+        "Set infer.register: rigid.",
+    ),
+    (
+        "MODEL_FAILED",
+        "failed",
+        "The network raised an error on the case, or gave values that are not finite.",
+        "Compare the case with those the model was trained on.",
+    ),
+    (
+        "TRANSFORM_FAILED",
+        "failed",
+        "A transform of the model's workflow raised an error on the case.",
+        "Compare the case with those the model was trained on.",
+    ),
+    (
+        "INPUT_CHANGED",
+        "failed",
+        "A file of the case changed while it was read.",
+        "Run the same command again.",
+    ),
+    ("TIMEOUT", "failed", "The case took longer than --timeout.", "Raise --timeout."),
+    ("WORKER_DIED", "failed", "The worker process ended twice on this case.", "See the log file."),
+    (
+        "OOM",
+        "failed",
+        "Memory did not suffice for the case.",
+        "Use a smaller window, or a larger machine.",
+    ),
+    ("WRITE_FAILED", "failed", "An output could not be written.", "Check space and permissions."),
+    ("INTERNAL", "failed", "A bug in medplat.", "Report it with the log file."),
+)
+
+CODES: dict[str, Code] = {
+    name: Code(name, meaning, verdict, advice) for name, verdict, meaning, advice in _TABLE
+}

@@ -1,0 +1,161 @@
+"""What is decided of one output stack: the plan, and the fate of each file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from medplat.dicom.codes import CODES
+from medplat.dicom.header import Header
+from medplat.errors import Refused
+from medplat.types import Geometry, Series, SeriesStatus
+
+FateStatus = Literal["used", "skipped", "rejected"]
+
+
+class Fate(NamedTuple):
+    """What became of one input file: a row of files.csv.
+
+    `phase` and `slice` are indices in the output array ("3", or a range "0-5" where one file fills
+    several), None where the file is not used. `reason` is a code, "" for a used file.
+    """
+
+    path: str
+    status: FateStatus
+    phase: str | None = None
+    slice: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """One output stack of a series, decided from headers alone.
+
+    Attributes:
+        series: Verdict and description; status, codes and messages filled, path None.
+        geometry: Where the voxels lie; None where the stack is skipped or rejected.
+        frames: Headers phase by phase, slices in array order; empty unless convertible.
+        key: Stem of the output's file name: number, 6 characters of a hash, suffix of the stack.
+        fates: Every input file of the stack once, sorted by path.
+        phase_times_s: Seconds from the first phase; None where unknown.
+        phase_time_source: The tag that the phase times come from.
+        started_s: First acquisition of the stack on an absolute clock: internal, never written.
+        metadata: Technical values for the sidecar (allow-list).
+    """
+
+    series: Series
+    geometry: Geometry | None
+    frames: tuple[tuple[Header, ...], ...]
+    key: str
+    fates: tuple[Fate, ...]
+    phase_times_s: tuple[float, ...] | None = None
+    phase_time_source: str | None = None
+    started_s: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def convertible(self) -> bool:
+        """True when `read_volume` may be called."""
+        return self.series.status in ("converted", "warned")
+
+
+def left_out(code: str) -> FateStatus:
+    """Whether a file left out for this code is skipped or rejected."""
+    return "skipped" if CODES[code].verdict == "skipped" else "rejected"
+
+
+def used(frames: Sequence[Sequence[Header]]) -> list[Fate]:
+    """Fates of the files that fill an array."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for t, phase in enumerate(frames):
+        for z, header in enumerate(phase):
+            places.setdefault(header.path, []).append((t, z))
+    return [
+        Fate(path, "used", _range(t for t, _ in at), _range(z for _, z in at))
+        for path, at in places.items()
+    ]
+
+
+def _range(indices: Iterable[int]) -> str:
+    found = sorted(indices)
+    return str(found[0]) if found[0] == found[-1] else f"{found[0]}-{found[-1]}"
+
+
+class SkippedError(Exception):
+    """A series or stack is not meant to be a volume."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        self.message = message
+        super().__init__(f"{code}: {message}")
+
+
+@dataclass
+class Draft:
+    """A stack on its way to a plan: what was found, and which files were lost.
+
+    Attributes:
+        headers: Every file of the stack, used or not.
+        blank: Series, without shape and verdict.
+        key: Stem of the output's name.
+    """
+
+    headers: tuple[Header, ...]
+    blank: Series
+    key: str
+    codes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    lost: dict[str, Fate] = field(default_factory=dict)
+
+    def note(self, code: str, message: str) -> None:
+        """Add a code with its sentence; a sentence without a code is only a remark."""
+        if code and code not in self.codes:
+            self.codes.append(code)
+        self.messages.append(message)
+
+    def lose(self, header: Header, code: str, status: FateStatus = "rejected") -> None:
+        """A file that is not used."""
+        self.lost.setdefault(header.path, Fate(header.path, status, reason=code))
+
+    def drop(self, dropped: Sequence[tuple[Header, str]], what: str) -> None:
+        """Files that are left out of a stack that goes on."""
+        for header, code in dropped:
+            self.lose(header, code, left_out(code))
+        for code, count in sorted(Counter(code for _, code in dropped).items()):
+            self.note(code, f"{count} {what}")
+
+    def stop(self, error: Refused | SkippedError) -> SeriesPlan:
+        """The plan of a stack that is not converted."""
+        self.codes = [error.code, *(code for code in self.codes if code != error.code)]
+        self.messages.insert(0, error.message)
+        status: Literal["rejected", "skipped"] = "skipped"
+        if isinstance(error, Refused):
+            status = "rejected"
+        for header in self.headers:
+            self.lose(header, error.code, status)
+        return SeriesPlan(self._series(status), None, (), self.key, self._fates([]))
+
+    def finish(
+        self, place: Geometry, frames: tuple[tuple[Header, ...], ...], **rest: Any
+    ) -> SeriesPlan:
+        """The plan of a stack that is converted."""
+        spacing = np.linalg.norm(place.affine[:3, :3], axis=0)
+        series = replace(
+            self._series("warned" if self.codes else "converted"),
+            shape=(*place.shape, len(frames)) if len(frames) > 1 else place.shape,
+            spacing_mm=tuple(round(float(value), 6) for value in spacing),
+            phase_times_s=rest.get("phase_times_s"),
+        )
+        return SeriesPlan(series, place, frames, self.key, self._fates(used(frames)), **rest)
+
+    def _series(self, status: SeriesStatus) -> Series:
+        return replace(
+            self.blank, status=status, codes=tuple(self.codes), messages=tuple(self.messages)
+        )
+
+    def _fates(self, found: list[Fate]) -> tuple[Fate, ...]:
+        return tuple(sorted([*found, *self.lost.values()], key=lambda fate: fate.path))

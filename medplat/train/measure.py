@@ -1,0 +1,92 @@
+"""Whole-case validation: predict, bring back to the case's own grid, measure."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medplat import tasks
+from medplat.tasks import window
+from medplat.types import Affine, Array, Geometry
+from medplat.workflow.schema import TrainWorkflow
+
+Restore = Callable[[Tensor, Affine, Geometry], Array]
+"""Logits (C, *spatial) on the grid with this affine -> class indices on the case's own grid."""
+
+
+class Measure:
+    """Metrics of one prepared case (`loaders.batches.prepare(..., training=False)`).
+
+    Args:
+        workflow: The train workflow.
+        multiple: The model card's `multiple`.
+        restore: Brings logits back to the case's own grid (`medplat.infer.restore`).
+    """
+
+    def __init__(self, workflow: TrainWorkflow, multiple: int, restore: Restore) -> None:
+        self.workflow = workflow
+        self.multiple = multiple
+        self.restore = restore
+
+    def predict(
+        self, network: nn.Module, case: Mapping[str, Any], device: torch.device | str
+    ) -> Array:
+        """Class indices on the case's own grid, or probabilities (C,)."""
+        task = tasks.task_of(self.workflow)
+        image = case["image"]
+        logits = window.predict(
+            network, image, self.workflow, task, device, multiple=self.multiple
+        ).cpu()
+        if task.kind != "segment":
+            return np.asarray(tasks.get(task.kind).decode(logits))
+        indices = self.restore(logits, np.asarray(image.affine, np.float64), case["geometry"])
+        return np.asarray(indices).reshape(np.asarray(case["truth"]).shape)
+
+    def __call__(
+        self, network: nn.Module, case: Mapping[str, Any], device: torch.device | str
+    ) -> dict[str, float]:
+        """The task's metrics of one case."""
+        prediction = self.predict(network, case, device)
+        affine = np.asarray(case["geometry"].affine)
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        return tasks.get(self.workflow.task.kind).case_metrics(
+            self.workflow, prediction, np.asarray(case["truth"]), spacing
+        )
+
+    def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The metrics over all cases."""
+        numbers = [
+            {name: value for name, value in row.items() if isinstance(value, float)} for row in rows
+        ]
+        return tasks.get(self.workflow.task.kind).summary(self.workflow, numbers)
+
+    @property
+    def primary(self) -> str:
+        """The metric by which the best checkpoint is chosen."""
+        return tasks.get(self.workflow.task.kind).PRIMARY
+
+
+def write_cases(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write `cases.csv`: case, patient, then the metrics; an undefined one is left empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    part = path.with_name(f".{path.name}.tmp")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+    part.replace(path)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value)
+    return str(value)

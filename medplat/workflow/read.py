@@ -1,0 +1,259 @@
+"""Read a workflow file: every mistake at once, each as `file:line:col: key: what`.
+
+Two steps, reported as one list: the schema and the transform table, which import nothing heavy;
+then the plugins' own `Config`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from medplat import console, registry, transforms
+from medplat.errors import MissingExtra, PluginError, UsageError, WorkflowError
+from medplat.workflow import explain, tree
+from medplat.workflow.schema import (
+    ConvertWorkflow,
+    EvaluateWorkflow,
+    TrainWorkflow,
+    Workflow,
+)
+from medplat.workflow.tree import Loc, Tree
+
+KINDS: dict[str, type[BaseModel]] = {
+    "convert": ConvertWorkflow,
+    "train": TrainWorkflow,
+    "evaluate": EvaluateWorkflow,
+}
+Config = TypeVar("Config", bound=BaseModel)
+# What the reader of a case puts into it, for the `keys` of transforms (`medplat.loaders`).
+KEYS = {"segment": ("image", "label"), "classify": ("image",), "convert": ("image", "label")}
+
+
+def read(
+    path: Path, overrides: Sequence[str] = (), *, kind: str | None = None, plugins: bool = True
+) -> Workflow:
+    """A checked workflow, the plugins' own defaults filled in.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.path=value` settings, which win over the file.
+        kind: The kind that the verb needs; None takes any.
+        plugins: Whether the plugins' own keys are checked too; this imports the plugins.
+
+    Raises:
+        WorkflowError: With every mistake.
+        UsageError: The file cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"workflow {path} does not exist{_shipped(Path(path))}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"workflow {path} cannot be read: {type(error).__name__}") from None
+    return read_text(text, str(path), overrides, kind=kind, plugins=plugins)
+
+
+def read_text(
+    text: str,
+    where: str,
+    overrides: Sequence[str] = (),
+    *,
+    kind: str | None = None,
+    plugins: bool = False,
+) -> Workflow:
+    """As `read`, for the text of a stored workflow; plugins are left alone unless asked for."""
+    source = tree.parse(text, where)
+    tree.override(source, overrides)
+    problems = [(problem, "") for problem in source.problems]
+    model = _model(source, kind, problems)
+    if model is None:
+        raise WorkflowError(_lines(problems))
+    workflow = _validate(model, source.value, source, problems)
+    _check_transforms(source, problems)
+    resolved = _check_plugins(source, problems) if plugins else {}
+    if plugins and isinstance(workflow, TrainWorkflow):
+        _check_card(workflow, source, problems, known="model" in resolved)
+    if problems or workflow is None:
+        raise WorkflowError(_lines(problems))
+    return _with_options(workflow, resolved)
+
+
+def model_config(workflow: TrainWorkflow) -> Any:
+    """The model plugin's own `Config` with the workflow's keys.
+
+    Raises:
+        WorkflowError: A key is wrong.
+        PluginError: The plugin is unknown.
+    """
+    return _config(registry.model(workflow.model.name), workflow.model, "model")
+
+
+def dataset_config(workflow: TrainWorkflow | EvaluateWorkflow | ConvertWorkflow) -> Any:
+    """The dataset plugin's own `Config`; relative paths are relative to the current folder.
+
+    Raises:
+        WorkflowError: A key is wrong.
+        PluginError: The plugin is unknown.
+        UsageError: The workflow has no data set.
+    """
+    if workflow.dataset is None:
+        raise UsageError("the workflow names no dataset")
+    return _config(registry.dataset(workflow.dataset.name), workflow.dataset, "dataset")
+
+
+def _shipped(path: Path) -> str:
+    """How to get the shipped workflow of that name, where there is one."""
+    for name in registry.workflows():
+        if name.rpartition("/")[2] == path.stem:
+            return f"; a shipped one is had by: medplat copy {name} {path}"
+    return "; `medplat list workflows` names those that come with medplat"
+
+
+def _config(module: Any, section: Any, key: str) -> Any:
+    options = section.options
+    source = Tree(key, options)
+    problems: list[tuple[str, str]] = []
+    config: BaseModel | None = _validate(module.Config, options, source, problems)
+    if config is None:
+        raise WorkflowError([f"{key}: {text}" for _, text in problems])
+    return config
+
+
+def _model(
+    source: Tree, kind: str | None, problems: list[tuple[str, str]]
+) -> type[BaseModel] | None:
+    """The schema class that `kind` names; what is wrong with it is added to the problems."""
+    if not isinstance(source.value, dict):
+        if not problems:
+            problems.append((source.place(()), "a workflow is a mapping that begins with kind:"))
+        return None
+    given = source.value.get("kind")
+    if kind is not None and given is not None and given != kind and given in KINDS:
+        problems.append((source.place(("kind",)), f"kind: is {given}, this verb needs {kind}"))
+    if given is None:
+        problems.append((source.place(()), f"kind: is missing; one of {', '.join(KINDS)}"))
+    elif given not in KINDS:
+        near = registry.nearest(str(given), KINDS)
+        text = f"kind: must be one of {', '.join(KINDS)}{near}"
+        problems.append((source.place(("kind",)), text))
+    return KINDS.get(str(given)) or KINDS.get(str(kind))
+
+
+def _validate(
+    model: type[Config],
+    value: Any,
+    source: Tree,
+    problems: list[tuple[str, str]],
+    prefix: Loc = (),
+) -> Config | None:
+    """The model with these values, or None and a problem for each mistake.
+
+    JSON in strict mode is exactly what is wanted: lists become tuples and text becomes a path, but
+    a number never becomes text, nor text a number.
+    """
+    try:
+        return model.model_validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        found = [
+            explain.problem(one, source, model, prefix)
+            for one in error.errors(include_url=False)
+            if prefix or one["loc"] != ("kind",)
+        ]
+        problems += explain.without_echoes(found)
+    return None
+
+
+def _check_transforms(source: Tree, problems: list[tuple[str, str]]) -> None:
+    task = source.value.get("task")
+    kind = str((task if isinstance(task, dict) else source.value).get("kind"))
+    for section in ("transforms", "augment"):
+        given = source.value.get(section)
+        if isinstance(given, list):
+            for found in transforms.check(given, KEYS.get(kind), random=section == "augment"):
+                loc = (section, *found.loc)
+                place = source.place(loc, key=found.on_key)
+                problems.append((place, f"{'.'.join(map(str, loc))}: {found.text}"))
+
+
+def _check_plugins(source: Tree, problems: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Check the plugins' names and their own keys; gives the resolved keys."""
+    resolved: dict[str, dict[str, Any]] = {}
+    loaders: tuple[tuple[registry.Kind, Callable[[str], Any]], ...] = (
+        ("dataset", registry.dataset),
+        ("model", registry.model),
+    )
+    for kind, load in loaders:
+        section = source.value.get(kind)
+        name = section.get("name") if isinstance(section, dict) else None
+        if not isinstance(name, str):
+            continue
+        spot = source.place((kind, "name"))
+        if name not in registry.found(kind):
+            problems.append((spot, f"{kind}.name: {registry.unknown(kind, name)}"))
+            continue
+        options = {
+            key: value for key, value in section.items() if key not in registry.RESERVED[kind]
+        }
+        try:
+            config = _validate(load(name).Config, options, source, problems, (kind,))
+        except MissingExtra as error:
+            console.say(f"{spot}: {kind}.{name}: its own keys were not checked: {error}")
+        except PluginError as error:
+            problems.append((spot, f"{kind}.name: {error}"))
+        else:
+            if config is not None:
+                resolved[kind] = config.model_dump(mode="json", by_alias=True)
+    return resolved
+
+
+def _check_card(
+    workflow: TrainWorkflow, source: Tree, problems: list[tuple[str, str]], *, known: bool
+) -> None:
+    """Check the task and the sizes against what the model's card allows, where it is importable."""
+    if not known:
+        return
+    card, task = registry.model(workflow.model.name).CARD, workflow.task
+    name = workflow.model.name
+    for key, value, allowed in (
+        ("kind", task.kind, card.kinds),
+        ("spatial_dims", task.spatial_dims, card.spatial_dims),
+    ):
+        if value not in allowed:
+            text = f"task.{key}: {name} serves {' and '.join(map(str, allowed))}, not {value}"
+            problems.append((source.place(("task", key)), text))
+    for section, key in (("train", "patch_size"), ("infer", "window")):
+        size = getattr(getattr(workflow, section), key) or ()
+        if any(length % card.multiple for length in size):
+            text = f"{section}.{key}: {name} needs multiples of {card.multiple}"
+            problems.append((source.place((section, key)), text))
+
+
+def _with_options(workflow: Any, resolved: dict[str, dict[str, Any]]) -> Workflow:
+    """The workflow with the plugins' defaults written out."""
+    update: dict[str, Any] = {}
+    for kind, options in resolved.items():
+        section = getattr(workflow, kind)
+        own = {name: getattr(section, name) for name in type(section).model_fields}
+        update[kind] = type(section).model_construct(**own, **options)
+    copy: Workflow = workflow.model_copy(update=update)
+    return copy
+
+
+def _lines(problems: list[tuple[str, str]]) -> list[str]:
+    """One line for each problem, in the order of the file, overrides last."""
+    lines = dict.fromkeys(f"{place}: {text}" if text else place for place, text in problems)
+    return sorted(lines, key=_order)
+
+
+def _order(line: str) -> tuple[int, int, int]:
+    if line.startswith("--set #"):
+        digits = re.match(r"--set #(\d+)", line)
+        return (1, int(digits[1]) if digits else 0, 0)
+    position = re.search(r":(\d+):(\d+): ", line)
+    return (0, int(position[1]), int(position[2])) if position else (0, 0, 0)
