@@ -129,7 +129,7 @@ def demo(project: Path, out: Path) -> Outcome:
 @click.option("--link-table", type=FILE, metavar="FILE", help="The key to the pseudonyms.")
 @click.option("--gzip-level", type=click.IntRange(0, 9), help="[default: the workflow's, 1]")
 @click.option("--no-gzip", is_flag=True, help="Write .nii.")
-@click.option("--workers", type=click.IntRange(min=1), help="[default: the CPUs of the machine]")
+@click.option("--workers", type=click.IntRange(min=1), help="[default: the CPUs, 8 at most]")
 @batch
 @verb
 def convert(project: Path, source: Path, out: Path, **options: Any) -> Outcome:

@@ -75,7 +75,7 @@ def _outcome(group: click.Group, arguments: Sequence[str]) -> Outcome:
 
 def _mended(error: MedplatError) -> Outcome:
     """An error that is the user's to mend: its sentences, and no traceback."""
-    _write(str(error))
+    _write(str(error), prefix="" if isinstance(error, WorkflowError) else "medplat: ")
     outcome = _failed(error.exit_code, type(error).__name__, str(error))
     if isinstance(error, WorkflowError):
         outcome.summary["error"]["problems"] = error.problems
@@ -146,8 +146,8 @@ def _project(arguments: Sequence[str]) -> Path:
     return paths.project()
 
 
-def _write(text: str) -> None:
-    sys.stderr.write(f"medplat: {text}\n" if "\n" not in text else f"{text}\n")
+def _write(text: str, prefix: str = "medplat: ") -> None:
+    sys.stderr.write(f"{prefix}{text}\n")
     sys.stderr.flush()
 
 

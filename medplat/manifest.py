@@ -102,8 +102,24 @@ def read_all(out: Path, key: Sequence[str] = SERIES_KEY) -> list[Line]:
     return current(merged.values())
 
 
+def merge(out: Path, key: Sequence[str] = SERIES_KEY) -> None:
+    """Write `manifest.jsonl` anew from the lines that hold in OUT, those of all shards together."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in read_all(out, key))
+    _write_whole(out / "manifest.jsonl", text.encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def series_stem(stack: str) -> str:
-    """The part of a stack's name that all stacks of its series share ("0003-ab12cd" of "..._e1")."""
+    """What the names of all stacks of a series begin with: "0003-ab12cd" of "0003-ab12cd_e1"."""
     return stack.partition("_")[0]
 
 
@@ -155,13 +171,7 @@ def write_raw_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def write_files_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

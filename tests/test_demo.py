@@ -80,7 +80,8 @@ def test_the_loop_without_network(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "wall")}
     env |= {"HTTP_PROXY": dead, "HTTPS_PROXY": dead, "http_proxy": dead, "https_proxy": dead}
     env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "medplat.cli", "demo", "--out", "demo-out", "--json"]
+    program = str(Path(sys.executable).with_name("medplat"))
+    command = [program, "demo", "--out", "demo-out", "--json"]
     done = subprocess.run(
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=850
     )

@@ -45,15 +45,18 @@ def test_no_allowed_argument_takes_code() -> None:
         ("Spacingd", {"keys": "image", "pixdim": [1, 1, 1]}, []),
         ("Spacingd", {"keys": ["image"], "pixdim": 1.5, "mode": 3}, []),
         ("Spacingd", {"keys": "image"}, ["needs the argument pixdim"]),
-        ("Spacingd", {"keys": "image", "pixdim": "1"}, ["must be a list of (a number) or a number, is '1'"]),
-        ("Spacingd", {"keys": "image", "pixdim": [1, "1"]}, ["must be a list of (a number) or a number, is [1, '1']"]),
+        ("Spacingd", {"keys": "image", "pixdim": "1"}, [
+            "must be a list of (a number) or a number, is '1'"]),
+        ("Spacingd", {"keys": "image", "pixdim": [1, "1"]}, [
+            "must be a list of (a number) or a number, is [1, '1']"]),
         ("Spacingd", {"keys": "image", "pixdim": 1, "mode": "bilnear"}, [
-            "must be a mode or a whole number or a list of (a mode or a whole number), is 'bilnear'."
-            " Did you mean 'bilinear'?"]),
+            "must be a mode or a whole number or a list of (a mode or a whole number), is"
+            " 'bilnear'. Did you mean 'bilinear'?"]),
         ("Spacingd", {"keys": "image", "pixdim": 1, "dtype": "float23"}, [
             "must be a list of (a number type such as float32 or null) or a number type such as"
             " float32 or null, is 'float23'"]),
-        ("Spacingd", {"keys": "image", "pixdim": 1, "diagonal": 1}, ["must be true or false, is 1"]),
+        ("Spacingd", {"keys": "image", "pixdim": 1, "diagonal": 1}, [
+            "must be true or false, is 1"]),
         ("Spacingd", {"keys": "imge", "pixdim": 1}, [
             "'imge' is not in a case; known are image, label. Did you mean 'image'?"]),
         ("CropForegroundd", {"keys": "image", "source_key": "image", "select_fn": "x"}, [
@@ -61,10 +64,12 @@ def test_no_allowed_argument_takes_code() -> None:
         ("Lambdad", {"keys": "image", "func": "x"}, [
             "is not allowed in a workflow: it takes code, and a workflow holds none"]),
         ("LoadImaged", {"keys": "image"}, [
-            "is not allowed in a workflow: medplat reads and writes the files itself, channel first"]),
+            "is not allowed in a workflow: medplat reads and writes the files itself, channel"
+            " first"]),
         ("RandFlip", {}, ["unknown transform. Did you mean 'RandFlipd'?"]),
         ("os.system", {}, ["unknown transform, or not allowed in a workflow"]),
-        ("Spacngd", {}, ["unknown transform, or not allowed in a workflow. Did you mean 'Spacingd'?"]),
+        ("Spacngd", {}, [
+            "unknown transform, or not allowed in a workflow. Did you mean 'Spacingd'?"]),
     ],
 )  # fmt: skip
 def test_arguments_are_checked(name: str, arguments: dict[str, Any], expected: list[str]) -> None:
@@ -76,12 +81,17 @@ def test_compose_is_what_monai_would_do_itself() -> None:
     from monai.data import MetaTensor
 
     random = np.random.default_rng(0)
-    case = {
-        "image": MetaTensor(torch.from_numpy(random.normal(size=(2, 9, 11, 7)).astype("float32")),
-                            affine=torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))),
-    }  # fmt: skip
+    array = torch.from_numpy(random.normal(size=(2, 9, 11, 7)).astype("float32"))
+    affine = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0], dtype=torch.float64))
+    case = {"image": MetaTensor(array, affine=affine)}
     given = (
-        {"Spacingd": {"keys": ["image", "label"], "pixdim": [1, 2, 1.5], "mode": ["bilinear", "nearest"]}},
+        {
+            "Spacingd": {
+                "keys": ["image", "label"],
+                "pixdim": [1, 2, 1.5],
+                "mode": ["bilinear", "nearest"],
+            }
+        },
         {"NormalizeIntensityd": {"keys": "image", "channel_wise": True}},
         {"CastToTyped": {"keys": "image", "dtype": "float64"}},
         {"SpatialPadd": {"keys": ["image", "label"], "spatial_size": [24, 8, 16]}},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from medplat import console, manifest, pseudonym
+from medplat import console, manifest, paths, pseudonym
 from medplat.commands import Outcome
 from medplat.commands import convert_accounts as accounts
 from medplat.commands import convert_series as work
@@ -95,6 +95,8 @@ def run(
     pseudonym.check_fingerprint(out, pseudonyms, record=not dry_run)
     many = workers or min(8, os.cpu_count() or 1)
     resume = _command(source, out, options, workflow, dataset, settings, link_table, shard)
+    if project.resolve() != paths.project():
+        resume += f" --project {shlex.quote(str(project))}"
     if dry_run:
         return _dry_run(plan(source, shard, many, options, pseudonyms), out, resume)
     with console.resume_line(resume), _locked(out, shard):
@@ -194,6 +196,7 @@ def _convert(
 ) -> tuple[int, dict[str, int]]:
     """Do what is to be done, write the accounts; exit code and counts by status."""
     record = manifest.Manifest(out / manifest.name_of(shard), manifest.SERIES_KEY)
+    record.path.touch()
     lines = record.lines()
     how = options.digest()
     waiting = [job for job in todo.jobs if not work.unchanged(job, lines, out, how)]
@@ -246,7 +249,11 @@ def _write_accounts(
         manifest.write_files_csv(out / manifest.name_of(shard, "files", ".csv"), rows)
         if shard is not None:
             accounts.merge_shards(out, shard[1])
-        report.write(out, manifest.read_all(out), accounts.read(out), missing=missing)
+            manifest.merge(out)
+        listed = accounts.read(out)
+        if shard is not None:
+            missing = sum(row["reason"] == "MISSING_FILE" for row in listed)
+        report.write(out, manifest.read_all(out), listed, missing=missing)
 
 
 def _tell(found: dict[str, int], counts: dict[str, int], out: Path) -> None:

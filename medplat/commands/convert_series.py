@@ -253,7 +253,8 @@ def _write(
     for label in labels:
         _write_label(plan, label, out, options, done)
     inverted = plan.frames[0][0].photometric == "MONOCHROME1"
-    report.keep_pictures(out, plan.series.case, plan.key, volume, invert=inverted)
+    mask = labels[0].array if labels else None
+    report.keep_pictures(out, plan.series.case, plan.key, volume, invert=inverted, mask=mask)
 
 
 def _parts(volume: Volume, options: Options) -> list[tuple[int | None, Volume]]:

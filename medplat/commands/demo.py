@@ -114,6 +114,7 @@ def _convert(out: Path, project: Path, checks: Checks) -> list[Any]:
         out / "export", out / "nifti", project=project, workers=min(2, os.cpu_count() or 1)
     )
     lines = {line["series_uid"]: line for line in manifest.read_all(out / "nifti")}
+    _go_on(outcome)
     checks.expect(outcome.exit_code == 3, "exit code 3: something was refused, the rest went on")
     with (out / "nifti" / "files.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -169,6 +170,7 @@ def _train(out: Path, project: Path, checks: Checks) -> dict[str, Any]:
     root = json.dumps(str(out / "nifti"))
     _announce(2, f"medplat train {workflow} --set dataset.root={root}")
     outcome = train.run(workflow, (f"dataset.root={root}",), resume=False, project=project)
+    _go_on(outcome)
     version = outcome.summary.get("version")
     good = outcome.exit_code == 0 and version is not None
     checks.expect(good, f"registered as unet_phantom, version {version}, alias candidate")
@@ -181,6 +183,7 @@ def _infer(out: Path, project: Path, checks: Checks) -> dict[str, Any]:
     studies = _write_export(out / "new_export", NEW)
     _announce(3, f"medplat infer -m {MODEL} -i {out / 'new_export'} -o {out / 'results'}")
     outcome = infer.run(MODEL, out / "new_export", out / "results", project=project)
+    _go_on(outcome)
     checks.expect(outcome.exit_code == 3, "exit code 3: the broken study did not stop the others")
     case = pseudonym.load(project).case
     with (out / "results" / "results.csv").open(encoding="utf-8", newline="") as file:
@@ -230,6 +233,12 @@ def _judge(
 def _dice(mask: Array, truth: Array) -> float:
     total = int((mask > 0).sum()) + int((truth > 0).sum())
     return 2.0 * int(((mask > 0) & (truth > 0)).sum()) / total if total else 1.0
+
+
+def _go_on(outcome: Outcome) -> None:
+    """A verb that was interrupted ends the demo too."""
+    if outcome.exit_code == 130:
+        raise KeyboardInterrupt
 
 
 def _announce(step: int, command: str) -> None:

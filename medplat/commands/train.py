@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medplat import console, loaders, paths, pseudonym, registry, tasks
 from medplat.commands import Outcome
-from medplat.errors import DataError, MissingExtra, UsageError, WorkflowError
+from medplat.errors import DataError, MissingExtra, UsageError
 from medplat.types import Case
 from medplat.workflow import read as workflow_read
 from medplat.workflow import write as workflow_write
@@ -86,7 +86,6 @@ def _plan(workflow: Path, settings: Sequence[str], project: Path) -> Plan:
     read = workflow_read.read(workflow, settings, kind="train")
     assert isinstance(read, TrainWorkflow)
     plugin = registry.model(read.model.name)
-    _check_serves(read, plugin.CARD)
     cases = registry.dataset(read.dataset.name).cases(workflow_read.dataset_config(read))
     sides = loaders.split(loaders.resolve(cases, read.inputs), read.dataset.split)
     for side in ("train", "validation"):
@@ -107,32 +106,6 @@ def _plan(workflow: Path, settings: Sequence[str], project: Path) -> Plan:
         parts += ["--project", str(project)]
     command = shlex.join([*parts, "--resume"])
     return Plan(read, workflow_write.digest(read), plugin, sides, command)
-
-
-def _check_serves(workflow: TrainWorkflow, card: Any) -> None:
-    """The plugin's card against the task and the sizes.
-
-    Raises:
-        WorkflowError: With each thing that the plugin cannot do.
-    """
-    task, name = workflow.task, workflow.model.name
-    problems = []
-    if task.kind not in card.kinds:
-        problems.append(f"model.name: {name} serves {' and '.join(card.kinds)}, not {task.kind}")
-    if task.spatial_dims not in card.spatial_dims:
-        served = " and ".join(f"{dims}-D" for dims in card.spatial_dims)
-        problems.append(f"model.name: {name} serves {served}, not {task.spatial_dims}-D")
-    for key, size in (
-        ("train.patch_size", workflow.train.patch_size),
-        ("infer.window", workflow.infer.window),
-    ):
-        if size is not None and any(side % card.multiple for side in size):
-            fitting = [math.ceil(side / card.multiple) * card.multiple for side in size]
-            problems.append(
-                f"{key}: {name} needs multiples of {card.multiple}; {fitting} would fit"
-            )
-    if problems:
-        raise WorkflowError(problems)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -35,10 +36,12 @@ def run(*, project: Path) -> Outcome:
     ]  # fmt: skip
     if opened.artifacts is not None:
         command += ["--default-artifact-root", opened.artifacts.as_uri()]
+    # A page to look at runs no jobs of its own and tells nobody.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     console.say(f"serving {opened.shown}")
     console.say(f"open {url} in a browser; Ctrl-C ends it")
     try:
-        code = subprocess.run(command, check=False).returncode
+        code = subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode
     except KeyboardInterrupt:
         return Outcome(130, {"url": url, "store": opened.shown})
     if code:

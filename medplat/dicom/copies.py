@@ -131,12 +131,14 @@ def _check_level(slots: Sequence[Slot], common: int) -> None:
     above = [slot for slot in slots if len(slot.headers) > common]
     if below:
         raise Refused("MISSING_SLICE", _absent(slots, below, common))
-    text = f"{len(above)} positions hold more than {common} images that differ: {_places(above)}"
+    hold = "position holds" if len(above) == 1 else "positions hold"
+    text = f"{len(above)} {hold} more than {common} images that differ: {_places(above)}"
     raise Refused("DUPLICATE_SLICE", text)
 
 
 def _absent(slots: Sequence[Slot], below: Sequence[Slot], common: int) -> str:
-    text = f"{len(below)} positions hold fewer than {common} images: {_places(below)}"
+    hold = "position holds" if len(below) == 1 else "positions hold"
+    text = f"{len(below)} {hold} fewer than {common} images: {_places(below)}"
     phases = _absent_phases(slots, below)
     return f"{text}; absent there: {phases}" if phases else text
 
@@ -163,9 +165,13 @@ def _places(slots: Sequence[Slot]) -> str:
 
 def all_equal(slots: Sequence[Slot]) -> bool:
     """Whether every position holds one image several times over (the series was sent again)."""
+    known: dict[str, str] = {}
     for slot in slots:
         scales = {(header.slope, header.intercept) for header in slot.headers}
-        digests = {pixels.digest(header) for header in slot.headers}
+        for header in slot.headers:
+            if header.path not in known:
+                known[header.path] = pixels.digest(header)
+        digests = {known[header.path] for header in slot.headers}
         if len(digests) > 1 or len(scales) > 1:
             return False
     return True

@@ -61,9 +61,10 @@ def plane(headers: Sequence[Header]) -> Plane:
         Refused: NO_GEOMETRY or MIXED_ORIENTATION.
     """
     for header in headers:
-        problem = _problem(header)
-        if problem:
-            raise Refused("NO_GEOMETRY", f"{problem} in {_count(headers, _problem)} images")
+        text = problem(header)
+        if text:
+            count = sum(1 for one in headers if problem(one))
+            raise Refused("NO_GEOMETRY", f"{text}, in {count} of {len(headers)} images")
     orientations = np.array([header.orientation for header in headers], dtype=np.float64)
     middle = np.median(orientations, axis=0)
     worst = float(np.abs(orientations - middle).max())
@@ -77,12 +78,7 @@ def plane(headers: Sequence[Header]) -> Plane:
     return Plane(row, column, normal / np.linalg.norm(normal), spacing)
 
 
-def _count(headers: Sequence[Header], problem: object) -> int:
-    assert callable(problem)
-    return sum(1 for header in headers if problem(header))
-
-
-def _problem(header: Header) -> str:
+def problem(header: Header) -> str:
     """Why a header gives no geometry; "" where it does."""
     position, orientation, spacing = header.position, header.orientation, header.pixel_spacing
     if position is None or not np.all(np.isfinite(position)):

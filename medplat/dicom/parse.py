@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import replace
@@ -57,7 +58,7 @@ def read_header(file: BinaryIO, entry: Entry) -> Header:
     file.seek(meta.start)
     raw, pixel, whole = walk(file, size, implicit, little, tags.WANTED)
     header = tags.header(raw, entry, stated, meta.sop_class_uid, meta.sop_instance_uid)
-    if not header.sop_class_uid:
+    if not header.sop_class_uid and (pixel is None or not header.series_uid):
         raise NotDicomError("it holds no SOP class")
     if "MOSAIC" in header.image_type:
         csa, tiles = raw.bytes(tags.CSA_IMAGE), raw.doubles(tags.MOSAIC_TILES)
@@ -65,6 +66,8 @@ def read_header(file: BinaryIO, entry: Entry) -> Header:
     if pixel is None:
         return replace(header, damage="NO_PIXELS" if whole else "TRUNCATED")
     pixels, damage = _locate(file, pixel, size, header)
+    if math.isnan(header.slope + header.intercept):
+        damage = "TRUNCATED"
     return replace(header, pixels=pixels, damage=damage)
 
 

@@ -21,6 +21,7 @@ from medplat.errors import Refused
 from medplat.types import Array
 
 _PLUGINS = {"rle": "pydicom", "gdcm": "gdcm", "jpegls": "pyjpegls", "openjpeg": "pylibjpeg"}
+_RLE_RATIO = 64
 _FLOATS: dict[str, np.dtype[Any]] = {
     "FloatPixelData": np.dtype("f4"),
     "DoubleFloatPixelData": np.dtype("f8"),
@@ -83,6 +84,24 @@ def read_into(header: Header, out: Array) -> None:
         np.right_shift(out, bits[1], out=out)
 
 
+def check_size(header: Header) -> None:
+    """Make sure, before memory is taken, that an encapsulated image is as large as its header says.
+
+    Raises:
+        Refused: TRUNCATED.
+    """
+    if header.pixels.length is not None:
+        return
+    stream, shape = _stream(header), sheet_shape(header)
+    stated = codestream_shape(stream)
+    if stated is None and syntax(header.transfer_syntax).decoder == "rle":
+        bytes_needed = shape[0] * shape[1] * header.bits_allocated // 8
+        stated = shape if bytes_needed <= _RLE_RATIO * len(stream) else (0, 0)
+    if stated is not None and stated != shape:
+        text = f"image {header.instance_number}: the codestream is not the {shape} of the header"
+        raise Refused("TRUNCATED", text)
+
+
 def sheet_shape(header: Header) -> tuple[int, int]:
     """Rows and columns as stored in the file: those of the sheet for a mosaic's tile."""
     grid = header.mosaic.grid if header.mosaic else 1
@@ -127,17 +146,22 @@ def _read_native(header: Header, out: Array) -> None:
         out.byteswap(inplace=True)
 
 
-def _decode(header: Header, shape: tuple[int, ...]) -> Array:
-    from pydicom.encaps import encapsulate
-    from pydicom.pixels.decoders.base import get_decoder
-
-    check_decoder(header)
+def _stream(header: Header) -> bytes:
+    """The codestream of a single-frame encapsulated image."""
     with _open(header) as file:
         parts = []
         for offset, length in header.pixels.fragments:
             file.seek(offset)
             parts.append(file.read(length))
-    stream = b"".join(parts)
+    return b"".join(parts)
+
+
+def _decode(header: Header, shape: tuple[int, ...]) -> Array:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+
+    check_decoder(header)
+    stream = _stream(header)
     stated = codestream_shape(stream)
     if stated is not None and stated != shape:
         text = f"image {header.instance_number}: the codestream is {stated}, the header {shape}"

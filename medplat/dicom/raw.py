@@ -7,6 +7,7 @@ several times faster than its value objects and cannot fail on a malformed neigh
 from __future__ import annotations
 
 import logging
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -74,16 +75,17 @@ class Raw:
             return value.decode("latin-1").strip(" \0")
 
     def floats(self, tag: int) -> tuple[float, ...]:
-        """Decimal strings; () if one of them is not a number."""
+        """Decimal strings; () if one of them is not a finite number."""
         try:
-            return tuple(float(part) for part in self.words(tag))
+            values = tuple(float(part) for part in self.words(tag))
         except ValueError:
             return ()
+        return values if all(map(math.isfinite, values)) else ()
 
     def number(self, tag: int) -> float | None:
         """The first decimal string."""
         values = self.floats(tag)
-        return values[0] if values and abs(values[0]) < 1e300 else None
+        return values[0] if values else None
 
     def integer(self, tag: int) -> int | None:
         """The first integer string."""

@@ -224,6 +224,7 @@ def read_volume(plan: SeriesPlan, workers: int = 1) -> Volume:
     flat = [header for phase in plan.frames for header in phase]
     scales = {(header.slope, header.intercept) for header in flat}
     # NIfTI takes a slope of 0 for "no slope".
+    pixels.check_size(first)
     rescale = len(scales) > 1 or first.slope == 0
     kind = np.dtype(np.float32) if rescale else pixels.dtype(first)
     shape = (len(plan.frames), len(plan.frames[0]), first.rows, first.columns)

@@ -124,6 +124,10 @@ def classify(header: Header) -> SourceFile:
     for family, name in _NOT_IMAGE_FAMILIES.items():
         if sop_class.startswith(family):
             what = name
+    if what is None and header.damage == "TRUNCATED":
+        if header.series_uid:
+            return SourceFile(path, "image", header=header)
+        return SourceFile(path, "rejected", "TRUNCATED", "its header ends too early")
     if what is None and not (header.rows and header.columns):
         what = "an object without a pixel matrix"
     if what:

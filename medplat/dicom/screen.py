@@ -41,6 +41,8 @@ def sort_out(headers: Sequence[Header]) -> tuple[list[Header], list[tuple[Header
 
 def _unfit(header: Header) -> tuple[str, str] | None:
     """Code and sentence of an image that is left out; None where it is meant for a volume."""
+    if header.damage == "TRUNCATED":
+        return None  # `check` refuses the series for it.
     if header.damage == "NO_PIXELS":
         return "NO_PIXELS", "there is no pixel data"
     tokens = {value.upper() for value in header.image_type}

@@ -39,6 +39,7 @@ __all__ = [
     "read",
     "referenced",
     "save",
+    "warm_up",
     "write",
 ]
 
@@ -187,6 +188,11 @@ def build(
     )
     _settle(built, series_uid)
     return built
+
+
+def warm_up() -> None:
+    """Import highdicom now (seconds), so that the first `write` need not."""
+    import highdicom  # noqa: F401
 
 
 def save(built: Dataset, path: Path) -> str:

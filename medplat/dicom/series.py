@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medplat.dicom import geometry
 from medplat.dicom.header import Header
 from medplat.errors import Refused
 
@@ -139,6 +140,9 @@ def _families(headers: Sequence[Header]) -> list[list[Header]]:
         exact[_format(header)].append(header)
     found: list[list[Header]] = []
     for same in exact.values():
+        bad = [text for header in same if (text := geometry.problem(header))]
+        if bad and len(bad) < len(same):
+            raise Refused("NO_GEOMETRY", f"{bad[0]}, in {len(bad)} of {len(same)} images")
         nearby: list[list[Header]] = []
         for header in same:
             for family in nearby:

@@ -44,10 +44,10 @@ def scrub(text: str, identity: Iterable[str]) -> str:
         for token in (*_TOKEN.findall(value), *value.split())
         if len(token) >= 3
     }
-    text = _DATE.sub(" ", text)
-    text = _DIGITS.sub(" ", text)
     text = " ".join(word for word in text.split() if word.casefold() not in names)
     text = _TOKEN.sub(lambda m: " " if m.group().casefold() in names else m.group(), text)
+    text = _DATE.sub(" ", text)
+    text = _DIGITS.sub(" ", text)
     return _SPACES.sub(" ", text).strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from medplat.dicom.header import Entry, Header, Identity
@@ -116,8 +117,8 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         bits_stored=raw.short(0x00280101, bits),
         high_bit=raw.short(0x00280102, raw.short(0x00280101, bits) - 1),
         signed=raw.short(0x00280103) == 1,
-        slope=_or(raw.number(0x00281053), 1.0),
-        intercept=_or(raw.number(0x00281052), 0.0),
+        slope=_scale(raw, 0x00281053, 1.0),
+        intercept=_scale(raw, 0x00281052, 0.0),
         has_modality_lut=_LUT_SEQUENCE in raw.elements,
         position=_three(raw.floats(0x00200032)),
         orientation=_exactly(raw.floats(0x00200037), 6),
@@ -196,8 +197,12 @@ def _identity(raw: Raw) -> Identity:
     )
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _scale(raw: Raw, tag: int, default: float) -> float:
+    """A rescale value: the default where absent, not a number where it cannot be read."""
+    value = raw.number(tag)
+    if value is None:
+        return math.nan if raw.word(tag) else default
+    return value
 
 
 def _exactly(values: tuple[float, ...], count: int) -> tuple[float, ...] | None:

@@ -200,7 +200,10 @@ def with_digests(batch: Batch, job: Job) -> Job:
 
 def _entry_sha256(entry: Entry) -> str:
     with open_entry(entry) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _settled(batch: Batch, job: Job, before: Mapping[str, Any] | None) -> bool:

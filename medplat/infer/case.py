@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from medplat import loaders, tasks, transforms
+from medplat import loaders, tasks
 from medplat.dicom.codes import CODES
 from medplat.errors import DataError, MedplatError, Refused
 from medplat.infer import outputs
@@ -28,18 +28,27 @@ class Loaded(Protocol):
     """What a model folder gives (`track.model_folder.LoadedModel`)."""
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """On its device, in evaluation mode."""
+        ...
+
     @property
-    def workflow(self) -> TrainWorkflow: ...
+    def workflow(self) -> TrainWorkflow:
+        """As it was trained."""
+        ...
+
     @property
-    def task(self) -> Task: ...
+    def task(self) -> Task:
+        """What the network was built for."""
+        ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to run."""
+    """A model ready to run; `compose` is what the workflow's transforms make of an image."""
 
     loaded: Loaded
+    compose: Callable[[dict[str, Any]], dict[str, Any]]
     name: ModelName
     device: str
     multiple: int
@@ -81,7 +90,7 @@ def run(job: Job, read_: Read, model: Model) -> Result:
             raise read_.error
         workflow = model.loaded.workflow
         with _timed(seconds, stage := "prepare"):
-            image = _prepare(read_.volumes, workflow)
+            image = _prepare(read_.volumes, workflow, model)
         with _timed(seconds, stage := "predict"):
             prediction = _predict(image, read_.volumes[0], model)
         with _timed(seconds, stage := "write"):
@@ -159,7 +168,7 @@ def _read_one(take: Take, wanted: Input, wholes: dict[int, Volume], workers: int
     from medplat.dicom.read import read_volume
 
     if take.plan is None:
-        assert take.image is not None  # noqa: S101 - one of the two is given
+        assert take.image is not None
         volume = loaders.read_image(take.image, wanted.channels)
         return _phase(volume, _phase_of(volume, wanted) if take.image.phase is None else None)
     if id(take.plan) not in wholes:
@@ -189,13 +198,12 @@ def _phase(volume: Volume, phase: int | None) -> Volume:
     return replace(volume, array=volume.array[..., phase], phase_times_s=None)
 
 
-def _prepare(volumes: list[Volume], workflow: TrainWorkflow) -> Any:
+def _prepare(volumes: list[Volume], workflow: TrainWorkflow, model: Model) -> Any:
     """The model's image: channels on the first one's grid, then the workflow's transforms."""
     image = loaders.stack(
         volumes, workflow.inputs, workflow.task.spatial_dims, workflow.infer.register_
     )
-    compose = transforms.compose(workflow.transforms, allow_missing_keys=True)
-    return compose({"image": image})["image"]
+    return model.compose({"image": image})["image"]
 
 
 def _predict(image: Any, volume: Volume, model: Model) -> Any:

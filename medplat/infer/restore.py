@@ -82,7 +82,7 @@ def _highest(values: Array, into: Affine, shape: tuple[int, ...], dtype: type) -
     from scipy.ndimage import affine_transform
 
     best = np.full(shape, -np.inf, np.float32)
-    labels = np.zeros(shape, dtype)
+    labels: Array = np.zeros(shape, dtype)
     for index, channel in enumerate(values):
         here = affine_transform(
             channel,

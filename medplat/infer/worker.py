@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medplat.errors import MedplatError
+from medplat.errors import MedplatError, MissingExtra
 from medplat.infer.jobs import Job, ModelName, SegKind
 from medplat.infer.outputs import Overlay
 from medplat.workflow.schema import Input
@@ -40,6 +40,7 @@ class Setup:
         name: How the model is named in outputs.
         inputs: The model's channels.
         seg: What seg.dcm is.
+        dicom: Whether the source is DICOM, so that seg.dcm is written.
         workers: Threads that read one case.
         load: Rebuilds the network from the folder, on a device.
         overlay: Draws overlay.png.
@@ -49,6 +50,7 @@ class Setup:
     name: ModelName
     inputs: tuple[Input, ...]
     seg: SegKind
+    dicom: bool
     workers: int
     load: Callable[[Path, str], Loaded]
     overlay: Overlay
@@ -88,6 +90,14 @@ def main(connection: Connection, setup: Setup) -> None:
     except MedplatError as error:
         connection.send((REFUSED, str(error)))
         return
+    except ModuleNotFoundError as error:
+        connection.send((REFUSED, str(MissingExtra("medplat infer", str(error.name)))))
+        return
+    except Exception as error:
+        words = (str(error).strip().splitlines() or [""])[0]
+        told = f"the model cannot be loaded: {type(error).__name__}: {words}"
+        connection.send((REFUSED, told))
+        return
     connection.send((READY, probe(model)))
     while (one := waiting.get()) is not None:
         job, future = one
@@ -123,15 +133,21 @@ def probe(model: Model) -> Probe:
 
 
 def _load(setup: Setup) -> Model:
+    """What takes long once (imports, weights, transforms), so that no case pays for it."""
     import torch
 
-    from medplat import registry
+    from medplat import registry, transforms
+    from medplat.dicom import seg
     from medplat.infer.case import Model
+    from medplat.tasks import window  # noqa: F401 - imports MONAI's inferers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = setup.load(setup.folder, device)
     multiple = registry.model(loaded.workflow.model.name).CARD.multiple
-    return Model(loaded, setup.name, device, multiple, setup.seg, setup.overlay)
+    compose = transforms.compose(loaded.workflow.transforms, allow_missing_keys=True)
+    if setup.dicom:
+        seg.warm_up()
+    return Model(loaded, compose, setup.name, device, multiple, setup.seg, setup.overlay)
 
 
 def _receive(connection: Connection, setup: Setup, waiting: queue.SimpleQueue[Any]) -> None:

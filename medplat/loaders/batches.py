@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from monai.transforms import Transform
 from torch.utils.data import DataLoader, Sampler
 
 from medplat import transforms
-from medplat.errors import DataError, Refused
+from medplat.errors import DataError, MedplatError, Refused
 from medplat.loaders.images import read_image, same_grid, stack
 from medplat.tasks import classify, segment
 from medplat.types import Array, Case, Geometry
@@ -182,6 +183,8 @@ class Patches(torch.utils.data.Dataset[dict[str, Any]]):
         example: dict[str, Any] = {one: _plain(part[one]) for one in keys}
         if self.classify:
             example["target"] = prepared["target"]
+        else:
+            example["label"] = _whole(example["label"], prepared["case"])
         return example
 
     def _cut(
@@ -228,6 +231,16 @@ def _plain(value: Any) -> torch.Tensor:
     return tensor.contiguous()
 
 
+def _whole(label: torch.Tensor, case: str) -> torch.Tensor:
+    """The label as it was augmented, if it still holds class indices."""
+    if label.is_floating_point() and not torch.equal(label, label.round()):
+        raise DataError(
+            f"case {case}: augment mixes the values of neighbouring labels: "
+            "give its geometric transforms the mode nearest for the key label"
+        )
+    return label
+
+
 class EpochOrder(Sampler[Key]):
     """Keys of one epoch, in an order from (seed, epoch); Lightning calls `set_epoch`."""
 
@@ -248,9 +261,36 @@ class EpochOrder(Sampler[Key]):
             yield self.epoch, number // self.patches, number % self.patches
 
 
+class Prepared(Sequence[Mapping[str, Any]]):
+    """Prepared cases by index; errors come out as they were said, not as MONAI wraps them."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        with _as_it_was_said():
+            return self._dataset[index]
+
+
+@contextmanager
+def _as_it_was_said() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, MedplatError):
+                raise cause from None
+            cause = cause.__cause__
+        raise
+
+
 def prepare(
     cases: Sequence[Case], workflow: TrainWorkflow, *, training: bool, cache: bool | None = None
-) -> Sequence[Mapping[str, Any]]:
+) -> Prepared:
     """Prepared cases by index: all in memory with `train.cache`, else made at each access.
 
     Raises:
@@ -258,11 +298,12 @@ def prepare(
     """
     step = Prepare(workflow, training)
     if not (workflow.train.cache if cache is None else cache):
-        return Dataset(list(cases), step)  # type: ignore[no-any-return]
+        return Prepared(Dataset(list(cases), step))
     threads = min(4, os.cpu_count() or 1)
-    return CacheDataset(  # type: ignore[no-any-return]
-        list(cases), step, num_workers=threads, progress=False, copy_cache=False
-    )
+    with _as_it_was_said():
+        return Prepared(
+            CacheDataset(list(cases), step, num_workers=threads, progress=False, copy_cache=False)
+        )
 
 
 def size_in_memory(prepared: Mapping[str, Any]) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 from medplat import manifest, nifti
 from medplat.dicom.codes import CODES
 from medplat.report import charts, page, pictures
-from medplat.types import Volume
+from medplat.types import Array, Volume
 
 FOLDER = ".pictures"
 _RANK = {"failed": 0, "rejected": 1, "warned": 2, "converted": 3, "skipped": 4}
+_GAPS = {"MISSING_SLICE", "UNEVEN_SPACING", "DUPLICATE_SLICE"}
 _VIEWS = "axial, coronal and sagittal, the patient's right on the left"
 
 
@@ -23,7 +24,9 @@ def picture_path(out: Path, case: str, stack: str) -> Path:
     return out / FOLDER / case / f"{stack}.json"
 
 
-def keep_pictures(out: Path, case: str, stack: str, volume: Volume, *, invert: bool) -> None:
+def keep_pictures(
+    out: Path, case: str, stack: str, volume: Volume, *, invert: bool, mask: Array | None = None
+) -> None:
     """Draw a converted stack and keep the pictures for the report.
 
     Args:
@@ -32,10 +35,13 @@ def keep_pictures(out: Path, case: str, stack: str, volume: Volume, *, invert: b
         stack: Its file stem.
         volume: What was written.
         invert: True for MONOCHROME1.
+        mask: (x, y, z) label values that are outlined.
     """
     limits = pictures.window(volume.array)
+    slices = pictures.triptych(volume, limits=limits, invert=invert, mask=mask)
     found: dict[str, Any] = {
-        "triptych": pictures.data_uri(pictures.triptych(volume, limits=limits, invert=invert)),
+        "triptych": pictures.data_uri(slices),
+        "labelled": mask is not None,
         "oriented": volume.geometry.orientation == "known",
     }
     if volume.array.ndim == 4 and volume.array.shape[3] > 1:
@@ -97,6 +103,7 @@ def _row(out: Path, line: manifest.Line) -> dict[str, Any]:
     first = outputs[0] if outputs else {}
     times = line.get("phase_times_s")
     means = kept.get("means")
+    gaps = not _GAPS.isdisjoint(line.get("codes", []))
     return {
         "status": line["status"],
         "rank": _RANK.get(line["status"], 9),
@@ -108,10 +115,11 @@ def _row(out: Path, line: manifest.Line) -> dict[str, Any]:
         "n_files": line.get("n_files", 0),
         "pictures": [name for name in ("triptych", "strip", "positions_mm") if name in kept],
         "triptych": kept.get("triptych"),
-        "views": _VIEWS if kept.get("oriented", True) else "as stored",
+        "views": (_VIEWS if kept.get("oriented", True) else "as stored")
+        + (", with the outline of its label" if kept.get("labelled") else ""),
         "strip": kept.get("strip"),
         "curve": charts.curve(means, times) if means else None,
-        "ladder": charts.ladder(kept.get("positions_mm", [])),
+        "ladder": charts.ladder(kept.get("positions_mm", [])) if gaps else None,
         "outputs": [one["path"] for one in line.get("outputs", [])],
         "shape": first.get("shape", []),
         "spacing": " × ".join(f"{one:.4g}" for one in first.get("spacing_mm", [])),
@@ -158,7 +166,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def _reasons(line: manifest.Line) -> list[dict[str, str]]:
-    """Codes with their sentences and advice; sentences that belong to no single code stand alone."""
+    """Codes with their sentences and advice; sentences of no single code stand alone."""
     codes, messages = list(line.get("codes", [])), list(line.get("messages", []))
     paired = len(codes) == len(messages)
     found = []

@@ -30,6 +30,8 @@ COLOURS = (
     (0, 114, 178),
 )
 _GAP = 4
+_THIN = 64  # Narrower slices get a margin, so that the marks do not cover them.
+_MARGIN = 32
 _Bool = npt.NDArray[np.bool_]
 _Bytes = npt.NDArray[np.uint8]
 
@@ -178,7 +180,9 @@ def draw(pane: Pane, limits: tuple[float, float], pixels_per_mm: float) -> Image
     )
     if pane.mask is not None:
         grey = _outlined(grey, pane.mask)
-    picture = Image.new(grey.mode, (max(width, 28), max(height, 40)))
+    thin = _MARGIN if any(pane.marks) else 0
+    room = [size + thin if size < _THIN else size for size in (width, height)]
+    picture = Image.new(grey.mode, (room[0], room[1]))
     picture.paste(grey, ((picture.width - width) // 2, (picture.height - height) // 2))
     _mark(picture, pane.marks)
     return picture
@@ -246,7 +250,7 @@ def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def phase_strip(
-    volume: Volume, *, limits: tuple[float, float] | None = None, most: int = 8, size: int = 92
+    volume: Volume, *, limits: tuple[float, float] | None = None, most: int = 6, size: int = 88
 ) -> Image.Image:
     """The middle slice (of the plane that was acquired) over the phases, one grey window for all.
 

@@ -6,6 +6,7 @@ hold; `to_indices` and `to_values` go from one to the other.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -161,10 +162,11 @@ def _surface(ours: Array, theirs: Array, spacing_mm: Sequence[float]) -> tuple[f
         return float("nan"), float("nan")
     pair = [torch.from_numpy(np.ascontiguousarray(side))[None, None] for side in (ours, theirs)]
     spacing = [float(value) for value in spacing_mm]
-    hd95 = compute_hausdorff_distance(
-        *pair, include_background=True, percentile=95, spacing=spacing
-    )
-    nsd = compute_surface_dice(*pair, [1.0], include_background=True, spacing=spacing)
+    options = {"include_background": True, "spacing": spacing}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI calls what it has deprecated itself
+        hd95 = compute_hausdorff_distance(*pair, percentile=95, **options)
+        nsd = compute_surface_dice(*pair, [1.0], **options)
     return float(hd95), float(nsd)
 
 

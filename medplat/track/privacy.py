@@ -30,15 +30,15 @@ def without_paths(workflow_text: str) -> str:
     """
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
-    yaml.width = 100
-    document = yaml.load(workflow_text)
+    editor = YAML(typ="rt")
+    editor.preserve_quotes = True
+    editor.width = 100
+    document = editor.load(workflow_text)
     for section in ("dataset", "evaluate"):
         if isinstance(document.get(section), dict):
             _replace(document[section])
     text = io.StringIO()
-    yaml.dump(document, text)
+    editor.dump(document, text)
     return text.getvalue()
 
 

@@ -1,7 +1,8 @@
 """What `mlflow models serve` loads: the same inference as `medplat infer`, asked over HTTP.
 
 Input is a table with the column `uri`, a path on the serving machine for each row, and an optional
-column `prompt`. Volumes never travel as JSON. Output is the rows of `results.csv` and where the
+column `prompt`. Volumes never travel as JSON. Give the server time for a whole case (its
+`--timeout` is 60 s unless set). Output is the rows of `results.csv` and where the
 files lie. A model's artifact holds no code: MLflow finds this module by its name.
 """
 

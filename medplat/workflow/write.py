@@ -16,7 +16,7 @@ _QUOTED = frozenset(("y", "n", "yes", "no", "on", "off"))
 
 
 class _Representer(SafeRepresenter):
-    """Quotes what other readers take for booleans, and escapes control characters."""
+    """Writes words and numbers so that readers of YAML 1.1 take them for the same."""
 
     def represent_str(self, data: str) -> ScalarNode:
         style = "'" if data.lower() in _QUOTED else None
@@ -24,7 +24,15 @@ class _Representer(SafeRepresenter):
             style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
+    def represent_float(self, data: float) -> ScalarNode:
+        node = super().represent_float(data)
+        digits, e, exponent = str(node.value).partition("e")
+        if e and "." not in digits:
+            node.value = f"{digits}.0e{exponent}"
+        return node
 
+
+_Representer.add_representer(float, _Representer.represent_float)
 _Representer.add_representer(str, _Representer.represent_str)
 
 

@@ -35,7 +35,7 @@ def image(
     ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "19701122", "F", "093Y"
     ds.AccessionNumber = f"ACC{study:05d}"
     ds.StudyDate = ds.AcquisitionDate = "20240131"
-    ds.StudyTime, ds.AcquisitionTime = "101112", f"1{series:01d}1500.25"
+    ds.StudyTime, ds.AcquisitionTime = "101112", f"10{series:02d}15.25"
     ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "MR", series, instance
     ds.SeriesDescription = f"ax T1 Lastname{study}"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
@@ -81,7 +81,7 @@ def dynamic(folder: Path, study: int, series: int, phases: int = 3, slices: int 
                 (0, 0, 3 * k),
                 TemporalPositionIdentifier=t + 1,
                 NumberOfTemporalPositions=phases,
-                AcquisitionTime=f"1{series}00{10 + 20 * t:02d}.5",
+                AcquisitionTime=f"10{series:02d}{20 * t:02d}.5",
             )
             paths.append(save(ds, folder / f"dyn{n:03d}.dcm"))
     return paths

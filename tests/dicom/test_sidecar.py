@@ -4,7 +4,14 @@ import pytest
 
 from medplat.dicom.sidecar import age_years, scrub
 
-WHO = ("Müller^Anna-Maria", "PID-77812", "ACC/4711", "St. Example Hospital", "Dr. Who")
+WHO = (
+    "Müller^Anna-Maria",
+    "MR20240131X",
+    "PID-77812",
+    "ACC/4711",
+    "St. Example Hospital",
+    "Dr. Who",
+)
 
 
 @pytest.mark.parametrize(
@@ -13,11 +20,13 @@ WHO = ("Müller^Anna-Maria", "PID-77812", "ACC/4711", "St. Example Hospital", "D
         ("ax T1 fs dyn", "ax T1 fs dyn"),
         ("MÜLLER ax T1", "ax T1"),
         ("t1_anna_fs", "t1_ _fs"),
+        ("t2 X1234567 b", "t2 X b"),
         ("t2 for Müller^Anna-Maria", "t2 for"),
         ("knee PID-77812", "knee"),
         ("knee 77812 left", "knee left"),
         ("hospital protocol v2", "protocol v2"),
         ("T2 20240131", "T2"),
+        ("T2 MR20240131X", "T2"),
         ("T2 2024-01-31 axial", "T2 axial"),
         ("T2 31.01.2024", "T2"),
         ("T2 1/31/24", "T2"),

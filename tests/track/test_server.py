@@ -81,8 +81,8 @@ def _as_user(command: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """Address of an empty database that wants a password."""
+def database() -> Iterator[tuple[str, str]]:
+    """Address of an empty database, and the password that it wants."""
     programs = _postgres_programs()
     # Not under tmp_path, whose parents no other user may enter.
     folder = Path(tempfile.mkdtemp(prefix="medplat-postgres-"))
@@ -107,7 +107,7 @@ def database() -> Iterator[str]:
     subprocess.run(_as_user(started), check=True, stdout=subprocess.DEVNULL, cwd=folder)
     try:
         _create_database(port, password)
-        yield f"postgresql+psycopg2://medplat:{password}@127.0.0.1:{port}/mlflow"
+        yield f"postgresql+psycopg2://medplat@127.0.0.1:{port}/mlflow", password
     finally:
         stopped = [*control, "-m", "immediate", "stop"]
         subprocess.run(_as_user(stopped), check=False, stdout=subprocess.DEVNULL, cwd=folder)
@@ -132,14 +132,16 @@ def _create_database(port: int, password: str) -> None:
 
 
 @pytest.fixture
-def server(database: str, tmp_path: Path) -> Iterator[Server]:
-    """An MLflow server that keeps the artifacts itself."""
+def server(database: tuple[str, str], tmp_path: Path) -> Iterator[Server]:
+    """An MLflow server that keeps the artifacts itself; the password is not on its command line."""
     port = _free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    uri, password = database
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--artifacts-destination", str(tmp_path / "objects"), "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     log = tmp_path / "server.log"
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    environment["PGPASSWORD"] = password
     environment.pop("MLFLOW_TRACKING_URI", None)
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -55,9 +55,7 @@ def test_another_seed_gives_others(workflow: Path, undisturbed: Path, tmp_path: 
     assert any(not torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def test_killed_in_mid_epoch_and_resumed(
-    workflow: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_killed_in_mid_epoch_and_resumed(workflow: Path, undisturbed: Path, tmp_path: Path) -> None:
     step = 2 * STEPS_AN_EPOCH + 1
     program = [sys.executable, train_once.__file__, str(workflow), str(tmp_path), str(step)]
     killed = subprocess.run(program, capture_output=True, timeout=200, check=False)

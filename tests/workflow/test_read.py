@@ -77,14 +77,16 @@ def test_all_mistakes_at_once_with_place_and_suggestion() -> None:
     [
         ("epochs: 3", "epochs: 3.0", "w.yaml:19:11: train.epochs: must be a whole number, is 3.0"),
         ("epochs: 3", "epochs: '3'", "w.yaml:19:11: train.epochs: must be a whole number, is '3'"),
-        ("epochs: 3", "epochs: true", "w.yaml:19:11: train.epochs: must be a whole number, is true"),
+        ("epochs: 3", "epochs: true", "w.yaml:19:11: train.epochs: must be a whole number, is"
+         " true"),
         ("epochs: 3", "epochs: 0", "w.yaml:19:11: train.epochs: must be greater than 0, is 0"),
         ("epochs: 3", "cache: no", "w.yaml:19:10: train.cache: must be true or false, is 'no'"),
         ("epochs: 3", "clip: '1'", "w.yaml:19:9: train.clip: must be a number, is '1'"),
         (
             "epochs: 3",
             "precision: 32",
-            "w.yaml:19:14: train.precision: must be one of auto, 32, bf16, 16. Write '32' in quotes",
+            "w.yaml:19:14: train.precision: must be one of auto, 32, bf16, 16."
+            " Write '32' in quotes",
         ),
         (
             "epochs: 3",
@@ -98,8 +100,8 @@ def test_all_mistakes_at_once_with_place_and_suggestion() -> None:
          " special characters"),
         ("phase: 0", "phase: 0, phase_time_s: 60", "w.yaml:3:5: inputs.0: give phase or"
          " phase_time_s, not both"),
-        ("  kind: segment", "  kind: segmnt", "w.yaml:13:9: task.kind: must be one of segment, classify,"
-         " is 'segmnt'. Did you mean 'segment'?"),
+        ("  kind: segment", "  kind: segmnt", "w.yaml:13:9: task.kind: must be one of"
+         " segment, classify, is 'segmnt'. Did you mean 'segment'?"),
         ("  kind: segment\n", "", "w.yaml:12:1: task: kind is missing"),
         ("kind: train", "kind: trian", "w.yaml:1:7: kind: must be one of convert, train, evaluate."
          " Did you mean 'train'?"),
@@ -133,8 +135,8 @@ def test_one_mistake_is_one_line(old: str, new: str, expected: str) -> None:
 def test_a_list_of_wrong_entries_is_not_also_called_too_short() -> None:
     text = GOOD.replace("value: 1, code", "value: 1, colour: red, code")
     assert [re.sub(r".*: ", "", one) for one in problems(text)] == ["unknown key"]
-    empty = GOOD.replace('    - {name: lesion, value: 1, code: {value: "52988006", meaning: Lesion}}\n',
-                         "    []\n")  # fmt: skip
+    line = '    - {name: lesion, value: 1, code: {value: "52988006", meaning: Lesion}}\n'
+    empty = GOOD.replace(line, "    []\n")
     assert problems(empty)[0].endswith("task.labels: must hold at least 1 entries")
 
 

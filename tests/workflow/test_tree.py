@@ -10,7 +10,8 @@ from medplat.workflow import tree
 
 
 def test_values_follow_yaml_1_2() -> None:
-    text = "a: 00123\nb: 1e-3\nc: no\nd: 12:30:45\ne: 2020-01-01\nf: ~\ng: true\nh: 0x10\ni: -.inf\nj: '5'\n"
+    text = "a: 00123\nb: 1e-3\nc: no\nd: 12:30:45\ne: 2020-01-01\nf: ~\n"
+    text += "g: true\nh: 0x10\ni: -.inf\nj: '5'\n"
     read = tree.parse(text, "w.yaml")
     assert read.problems == []
     assert read.value == {
@@ -68,11 +69,11 @@ def test_refused_with_one_sentence(text: str, what: str) -> None:
 def test_a_bomb_of_aliases_is_refused_at_once() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert tree.parse("\n".join(levels), "w.yaml").problems
     wide = "a: &a [" + "x, " * 500 + "]\nb: [" + "*a, " * 500 + "]"
     assert "more than 10000 values" in tree.parse(wide, "w.yaml").problems[0]
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_an_alias_of_one_level_is_a_copy() -> None:

@@ -12,7 +12,8 @@ from medplat.workflow import read, schema, write
 
 TEXTS = st.text(max_size=12) | st.sampled_from(
     ["no", "Yes", "off", "00123", "1e-3", "0o17", "~", "null", "true", "", " a ", "a: b", "#x", "'",
-     '"', "- a", "2020-01-01", "12:30:45", ".inf", "<<", "=", "*a", "&a", "!t", "a\nb", "\t", "1_000"]
+     '"', "- a", "2020-01-01", "12:30:45", ".inf", "<<", "=", "*a", "&a", "!t",
+     "a\nb", "\t", "1_000"]
 )  # fmt: skip
 LEAVES = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | TEXTS
 LEAVES |= st.floats(allow_nan=False, allow_infinity=False)
@@ -50,7 +51,10 @@ def test_every_default_is_written_in_the_order_of_the_schema() -> None:
 
 def test_readers_of_yaml_1_1_see_the_same_words() -> None:
     words = ["no", "yes", "on", "off", "y", "N"]
-    assert yaml.safe_load(write.dump(workflow(words=words)))["dataset"]["words"] == words
+    numbers = [1e-5, 3e20, 0.1, -2e-7, 12]
+    seen = yaml.safe_load(write.dump(workflow(words=words, numbers=numbers)))["dataset"]
+    assert seen["words"] == words
+    assert seen["numbers"] == numbers
 
 
 def test_the_digest_tells_workflows_apart_and_nothing_else() -> None:
