@@ -226,7 +226,7 @@ def list_(project: Path, what: str | None) -> Outcome:
     """Name the plugins and the workflows that come with medplat."""
     from medplat.commands import listing
 
-    return listing.list_(what)
+    return listing.list_(what, project=project)
 
 
 @cli.command(epilog="Example: medplat show unet")

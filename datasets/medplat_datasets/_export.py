@@ -89,6 +89,7 @@ def write_export(
     labels: bool = True,
     broken: bool = True,
     litter: bool = True,
+    real: bool = True,
 ) -> list[Study]:
     """Write a nested export of several synthetic patients, and return what is true of it.
 
@@ -101,7 +102,8 @@ def write_export(
         seed: Other seeds give other patients.
         labels: Draw the lesion of each whole study as DICOM SEG.
         broken: Add one patient whose dynamic series lacks a slice in one phase.
-        litter: Add files that are no DICOM, and real DICOM files of the installed pydicom.
+        litter: Add files that are no DICOM.
+        real: Add real DICOM files of other patients, out of the installed pydicom.
     """
     studies: list[Study] = []
     visits = [(nr, 0) for nr in range(patients)] + [(nr, 1) for nr in range(second_visits)]
@@ -114,6 +116,8 @@ def write_export(
         studies.append(_write_study(folder, seed, patients, 0, labels=False, broken=True))
     if litter:
         _write_litter(folder)
+    if real:
+        _copy_real(folder / "OTHER")
     return studies
 
 
@@ -298,14 +302,16 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _write_litter(folder: Path) -> None:
-    """What disks from hospitals hold beside images, and real DICOM files of other patients."""
+    """What disks from hospitals hold beside images."""
     texts = {"README.TXT": "Start VIEWER.EXE to see your images.\r\n", "AUTORUN.INF": "[autorun]\n"}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
     (folder / "VIEWER.EXE").write_bytes(b"MZ" + bytes(range(256)) * 16)
     (folder / "DICOM" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" + bytes(300))
     (folder / "DICOM" / "EMPTY").write_bytes(b"")
+
+
+def _copy_real(folder: Path) -> None:
+    folder.mkdir()
     for nr, path in enumerate(wheel.files(*REAL)):
-        target = folder / "OTHER" / f"{nr:04d}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
+        shutil.copyfile(path, folder / f"{nr:04d}")

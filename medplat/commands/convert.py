@@ -126,7 +126,7 @@ def _places(source: Path, out: Path, link_table: Path | None) -> None:
 
 
 def _workflow(path: Path | None, dataset: str | None, settings: Sequence[str]) -> ConvertWorkflow:
-    from medplat import registry
+    from medplat import registry, transforms
     from medplat.workflow import read as workflow_read
     from medplat.workflow.schema import ConvertWorkflow
 
@@ -146,6 +146,8 @@ def _workflow(path: Path | None, dataset: str | None, settings: Sequence[str]) -
     else:
         read = workflow_read.read(path, settings, kind="convert", plugins=False)
     assert isinstance(read, ConvertWorkflow)
+    if read.transforms:
+        transforms.compose(read.transforms)  # Refuses now what would fail on every series.
     return read
 
 

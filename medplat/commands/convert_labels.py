@@ -70,8 +70,11 @@ def referenced(file: SourceFile) -> str | None:
     """The series that a label object was drawn on; None where it does not say."""
     if file.header is None or file.header.sop_class_uid not in SEG_CLASSES:
         return None
-    with source.open_entry(file.header.entry) as opened:
-        return seg.referenced(opened)
+    try:
+        with source.open_entry(file.header.entry) as opened:
+            return seg.referenced(opened)
+    except Exception:  # Whatever a damaged object makes the parser raise: it names no series.
+        return None
 
 
 def load(files: Sequence[SourceFile]) -> list[Label]:
@@ -86,6 +89,9 @@ def load(files: Sequence[SourceFile]) -> list[Label]:
                 label.volume = seg.read(opened)
         except Refused as error:
             label.refused = error.code, error.message
+        except Exception as error:  # A damaged object must not stop the series it belongs to.
+            kind = type(error).__name__
+            label.refused = "TRUNCATED", f"the segmentation cannot be read ({kind})"
         else:
             names = file.header.identity.texts
             label.values = tuple(_value(one, names) for one in label.volume.segments)

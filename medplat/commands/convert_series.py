@@ -19,7 +19,7 @@ import medplat
 from medplat import manifest, nifti
 from medplat.dicom import read as dicom_read
 from medplat.dicom import sidecar
-from medplat.errors import MedplatError, Refused
+from medplat.errors import DataError, MedplatError, Refused
 from medplat.report import convert as report
 from medplat.types import Volume
 
@@ -191,6 +191,8 @@ def _guarded(plan: SeriesPlan, out: Path, options: Options, waiting: list[Label]
         _write(plan, out, options, waiting, done)
     except Refused as error:
         return _withdrawn(done, out, "rejected", error.code, error.message)
+    except DataError as error:
+        return _withdrawn(done, out, "failed", "WRITE_FAILED", str(error))
     except MedplatError:
         raise
     except MemoryError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medplat import transforms
+from medplat.errors import Refused
 from medplat.types import Array, Geometry, Volume
 
 if TYPE_CHECKING:
@@ -31,13 +32,18 @@ def apply(
 
     Raises:
         MissingExtra: MONAI is not installed.
+        Refused: TRANSFORM_FAILED.
     """
     chain = transforms.compose(given, seed=0, allow_missing_keys=True)
     moved = []
     result: dict[str, Any] = {}
     wanted: Sequence[Placed | None] = labels or [None]
     for label in wanted:
-        result = chain(_case(volume, label))
+        try:
+            result = chain(_case(volume, label))
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            kind = type(error).__name__
+            raise Refused("TRANSFORM_FAILED", f"a transform ended with {kind}") from error
         if label is not None:
             array, geometry = _grid(result["label"], label.geometry)
             back = array[0].astype(label.array.dtype)

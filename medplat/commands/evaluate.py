@@ -221,6 +221,7 @@ def _tracked(plan: Plan, project: Path) -> Iterator[Run]:
             "medplat.model": plan.fetched.name,
             "medplat.model_version": plan.fetched.version or "",
             "medplat.weights_sha256": plan.fetched.weights_sha256,
+            "medplat.parameters": str(plan.model.card["parameters"]),
             "medplat.dataset": workflow.dataset.name,
         },
     )
@@ -270,9 +271,24 @@ def _deliver(
     tracked.log_file(tracked.folder / "cases.csv")
     found = evaluate_numbers.as_json(numbers)
     path = tracked.folder / "metrics.json"
-    path.write_text(json.dumps(summary | found, indent=1) + "\n", encoding="utf-8")
+    _write_metrics(path, plan, found | {"cases": len(rows), "failed": len(failures)})
     _log(tracked, plan, numbers, path)
     return Outcome(code, summary | found, _text(plan, tracked, numbers, len(rows), failures))
+
+
+def _write_metrics(path: Path, plan: Plan, found: Mapping[str, Any]) -> None:
+    """`metrics.json` goes to the tracking store: no paths, no ids of cases or patients."""
+    section = plan.workflow.evaluate
+    made = {
+        "model": plan.fetched.name,
+        "version": plan.fetched.version,
+        "weights_sha256": plan.fetched.weights_sha256,
+        "dataset": plan.workflow.dataset.name,
+        "split": section.split,
+        "missing": section.missing,
+        "seed": section.seed,
+    }
+    path.write_text(json.dumps(made | dict(found), indent=1) + "\n", encoding="utf-8")
 
 
 def _log(tracked: Run, plan: Plan, numbers: Numbers, path: Path) -> None:

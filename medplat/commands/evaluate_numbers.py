@@ -60,7 +60,10 @@ def _segment(workflow: TrainWorkflow, rows: Sequence[Row], replicates: int, seed
         for name in names
     }
     whole = bootstrap.intervals(
-        _summary_of(workflow, rows, ("dice",)), patients, replicates=replicates, seed=seed
+        _summary_of(workflow, _only(rows, "dice_"), ("dice",)),
+        patients,
+        replicates=replicates,
+        seed=seed,
     )
     spread = {name: _spread(column(rows, name)) for name in names}
     counts, notes = _empty_references(workflow, rows)
@@ -158,6 +161,10 @@ def _numbers(rows: Sequence[Row]) -> list[dict[str, float]]:
     ]
 
 
+def _only(rows: Sequence[Row], prefix: str) -> list[Row]:
+    return [{name: value for name, value in row.items() if name.startswith(prefix)} for row in rows]
+
+
 def _spread(values: bootstrap.Values) -> dict[str, float]:
     defined = values[np.isfinite(values)]
     if not len(defined):
@@ -178,7 +185,8 @@ def as_json(numbers: Numbers) -> dict[str, Any]:
         name: asdict(one) | {"spread": numbers.spread.get(name)}
         for name, one in numbers.metrics.items()
     }
-    return finite({"metrics": metrics, "counts": numbers.counts, "notes": numbers.notes})
+    found = {"metrics": metrics, "counts": numbers.counts, "notes": numbers.notes}
+    return dict(finite(found))
 
 
 def finite(value: Any) -> Any:

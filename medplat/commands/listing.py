@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medplat import console, registry, transforms
+from medplat import console, paths, registry, transforms
 from medplat.commands import Outcome
-from medplat.errors import MissingExtra, UsageError
+from medplat.errors import MedplatError, MissingExtra, UsageError
 
 KINDS: dict[str, registry.Kind] = {"models": "model", "datasets": "dataset"}
 
 
-def list_(what: str | None = None) -> Outcome:
-    """Names and first lines of the models, datasets and workflows; no plugin is imported."""
+def list_(what: str | None = None, *, project: Path) -> Outcome:
+    """Names and first lines of the models, datasets and workflows; no plugin is imported.
+
+    `medplat list models` also names the registered models, where the project has a store.
+    """
     summary: dict[str, Any] = {}
     lines: list[str] = []
     for heading in (what,) if what else (*KINDS, "workflows"):
         rows = _workflows() if heading == "workflows" else _plugins(KINDS[heading])
         summary[heading] = rows
         lines += [f"{heading}:", *_columns((row["name"], row["title"]) for row in rows), ""]
+    if what == "models" and (rows := _registered(project)):
+        summary["registered"] = rows
+        names = ((row["uri"], f"{row['plugin']} {' '.join(row['aliases'])}") for row in rows)
+        lines += ["registered:", *_columns(names)]
     for clash in registry.clashes():
         console.warn(clash)
     return Outcome(0, summary, "\n".join(lines).rstrip())
@@ -101,6 +109,23 @@ def _plugins(kind: registry.Kind) -> list[dict[str, str]]:
         }
         for name, plugins in registry.found(kind).items()
         for one in plugins
+    ]
+
+
+def _registered(project: Path) -> list[dict[str, Any]]:
+    """The registered models of the store in use; none where there is no store yet."""
+    embedded = project / paths.STATE / "tracking" / "mlflow.db"
+    if not embedded.exists() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return []
+    try:
+        from medplat.track import registry as registered
+
+        found = registered.list_models(project)
+    except MedplatError as error:
+        console.warn(f"registered models are not listed: {error}")
+        return []
+    return [
+        {"uri": f"models:/{one.name}/{one.version}", **dataclasses.asdict(one)} for one in found
     ]
 
 

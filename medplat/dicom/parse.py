@@ -127,6 +127,8 @@ def _locate(
     expected = (header.rows * header.columns * header.samples * header.frames * bits + 7) // 8
     offset = pixel.offset
     if pixel.length is None:
+        if header.transfer_syntax in NATIVE:
+            return Pixels(pixel.keyword, offset), "TRUNCATED"
         parts = encapsulated.fragments(file, offset, size)
         if parts is None or len(parts) < header.frames:
             return Pixels(pixel.keyword, offset), "TRUNCATED"

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import struct
+import warnings
 from collections.abc import Iterable
 from datetime import date
 from typing import BinaryIO, NamedTuple
@@ -69,8 +70,10 @@ class Raw:
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii").strip(" \0")
         try:
-            encodings = convert_encodings(list(self.words(0x00080005)) or [""])
-            return str(decode_bytes(value, encodings, {0x5C, 0x5E, 0x3D})).strip(" \0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                encodings = convert_encodings(list(self.words(0x00080005)) or [""])
+                return str(decode_bytes(value, encodings, {0x5C, 0x5E, 0x3D})).strip(" \0")
         except (LookupError, UnicodeError, ValueError):
             return value.decode("latin-1").strip(" \0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,11 +81,13 @@ def scan_entries(entries: Iterable[Entry | sources.Litter], workers: int = 1) ->
     """The same for files that were listed before."""
     seen: dict[Any, Any] = {}
     try:
-        if workers > 1:
-            with ThreadPoolExecutor(workers) as pool:
-                files = list(pool.map(_look, entries))
-        else:
-            files = [_look(entry) for entry in entries]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's about odd headers: the verdicts say more.
+            if workers > 1:
+                with ThreadPoolExecutor(workers) as pool:
+                    files = list(pool.map(_look, entries))
+            else:
+                files = [_look(entry) for entry in entries]
     finally:
         sources.open_archive.cache_clear()
     return sorted((_share(file, seen) for file in files), key=lambda file: file.path)

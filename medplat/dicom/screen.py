@@ -26,12 +26,13 @@ def sort_out(headers: Sequence[Header]) -> tuple[list[Header], list[tuple[Header
     """Images meant for a volume, and (header, code) of those that are not.
 
     Raises:
-        Refused: No image has pixels.
+        Refused: NO_PIXELS, where images without pixels leave a hole.
         SkippedError: None is meant for a volume.
     """
     found = [(header, _unfit(header)) for header in headers]
     fit = [header for header, unfit in found if unfit is None]
     if fit:
+        _check_holes(fit, [header for header, unfit in found if unfit and unfit[0] == "NO_PIXELS"])
         return fit, [(header, unfit[0]) for header, unfit in found if unfit is not None]
     (code, message), _ = Counter(unfit for _, unfit in found if unfit).most_common(1)[0]
     if code == "NO_PIXELS":
@@ -39,12 +40,25 @@ def sort_out(headers: Sequence[Header]) -> tuple[list[Header], list[tuple[Header
     raise SkippedError(code, message)
 
 
+def _check_holes(fit: Sequence[Header], empty: Sequence[Header]) -> None:
+    """Refuse a series in which an image without pixels is not there a second time, whole."""
+    whole = {header.sop_instance_uid for header in fit}
+    shapes = {(header.rows, header.columns) for header in fit}
+    holes = [
+        header
+        for header in empty
+        if header.sop_instance_uid not in whole and (header.rows, header.columns) in shapes
+    ]
+    if holes:
+        numbers = ", ".join(str(header.instance_number) for header in holes[:10])
+        text = f"{len(holes)} of {len(fit) + len(empty)} images have no pixels (image {numbers})"
+        raise Refused("NO_PIXELS", text)
+
+
 def _unfit(header: Header) -> tuple[str, str] | None:
     """Code and sentence of an image that is left out; None where it is meant for a volume."""
     if header.damage == "TRUNCATED":
         return None  # `check` refuses the series for it.
-    if header.damage == "NO_PIXELS":
-        return "NO_PIXELS", "there is no pixel data"
     tokens = {value.upper() for value in header.image_type}
     derived = "DERIVED" in header.image_type[:1]
     if tokens & _SCOUTS:
@@ -59,6 +73,8 @@ def _unfit(header: Header) -> tuple[str, str] | None:
         return "NOT_IMAGE", f"{header.photometric or 'unknown'} pixels are not a volume's"
     if header.has_modality_lut:
         return "NOT_IMAGE", "values need a modality look-up table"
+    if header.damage == "NO_PIXELS":
+        return "NO_PIXELS", "there is no pixel data"
     if header.frames > 1 and header.sop_class_uid not in _ENHANCED:
         return "NOT_IMAGE", "several frames in an object without frame geometry"
     flat = header.modality in FLAT_MODALITIES

@@ -329,4 +329,6 @@ def _dataset(header: Header) -> Dataset:
     from medplat.dicom.source import open_entry
 
     with open_entry(header.entry) as file:
-        return pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        found = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    found.buffer = None  # of an archive's member: closed by now, and copying it would warn
+    return found

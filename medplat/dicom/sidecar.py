@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 _TOKEN = re.compile(r"[^\W_]+", re.UNICODE)
 _DIGITS = re.compile(r"\d{6,}")
-_DATE = re.compile(r"\b\d{1,4}[-./]\d{1,2}[-./]\d{1,4}\b")
+_DATE = re.compile(
+    r"(?<!\d)(?:\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|\d{4}_\d\d_\d\d|\d\d_\d\d_\d{4}"
+    r"|\d{1,2}[-./_ ]?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./_ ]?\d{2,4})"
+    r"(?!\d)",
+    re.IGNORECASE,
+)
 _UID = re.compile(r"[012](\.\d+){3,}")
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _SPACES = re.compile(r"[\s^]+")

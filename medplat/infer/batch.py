@@ -16,6 +16,7 @@ from typing import Any
 
 from medplat import __version__, console, nifti
 from medplat.dicom import select
+from medplat.dicom.codes import CODES
 from medplat.dicom.header import Entry
 from medplat.dicom.source import open_entry
 from medplat.errors import DataError, Refused
@@ -100,7 +101,7 @@ def choose(batch: Batch, study: Study) -> Job:
     if not study.series:
         return _file_job(batch, study)
     if not any(one.status in ("converted", "warned") for one in study.series):
-        raise select.NotChosen("NO_INPUT", _why_none(study), _left_over(study))
+        raise select.NotChosen(*_why_none(study), _left_over(study))
     selection = select.choose(study.series, batch.setup.inputs)
     takes, used = [], {}
     plans = {id(one): plan for one, plan in zip(study.series, study.plans, strict=False)}
@@ -320,10 +321,18 @@ def _left_over(study: Study) -> dict[str, str]:
     }
 
 
-def _why_none(study: Study) -> str:
-    shown = [
-        f"{select.name(one)} was {one.status} ({', '.join(one.codes) or 'no code'})"
-        for one in study.series
+def _why_none(study: Study) -> tuple[str, str]:
+    """The code that all rejected series share, else NO_INPUT; and a sentence."""
+    rejected = [one for one in study.series if one.status in ("rejected", "failed")]
+    codes = {next((code for code in one.codes if _rejects(code)), "NO_INPUT") for one in rejected}
+    named = [
+        f"{select.name(one)}: {(one.messages or one.codes or ('no reason is known',))[0]}"
+        for one in (rejected or study.series)
     ]
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return f"no series of the study can be used: {'; '.join(shown[:3])}{more}"
+    more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
+    what = "no series of the study can be used"
+    return codes.pop() if len(codes) == 1 else "NO_INPUT", f"{what}: {'; '.join(named[:3])}{more}"
+
+
+def _rejects(code: str) -> bool:
+    return code in CODES and CODES[code].verdict == "rejected"

@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -44,7 +44,7 @@ class Crew:
         self._deaths: dict[str, int] = {}
         self._failed_loads = 0
         self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._connection: Any = None  # of another class on Windows
         self._ready = self._announced = False
         self._limit: float | None = None
         self._rss_mb = 0.0

@@ -235,8 +235,8 @@ def _whole(label: torch.Tensor, case: str) -> torch.Tensor:
     """The label as it was augmented, if it still holds class indices."""
     if label.is_floating_point() and not torch.equal(label, label.round()):
         raise DataError(
-            f"case {case}: augment mixes the values of neighbouring labels: "
-            "give its geometric transforms the mode nearest for the key label"
+            f"case {case}: transforms or augment mix the values of neighbouring labels: "
+            "give those that move voxels the mode nearest for the key label"
         )
     return label
 

@@ -5,6 +5,7 @@ Colours come from the page's style sheet; only numbers enter the markup.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -43,16 +44,17 @@ def curve(values: Sequence[float], times: Sequence[float] | None = None) -> Mark
 
 
 def ladder(positions_mm: Sequence[float]) -> Markup:
-    """Slice positions along the normal as ticks, wide gaps marked: inline SVG.
+    """Slice positions along the normal as ticks; wide gaps and incomplete positions are marked.
 
     Args:
-        positions_mm: Positions, any order, repeats allowed.
+        positions_mm: One for each image, in any order.
     """
-    places = sorted({round(one, 3) for one in positions_mm if np.isfinite(one)})
+    held = Counter(round(one, 2) for one in positions_mm if np.isfinite(one))
+    places = sorted(held)
     if len(places) < 2:
         return Markup("")
-    gaps = np.diff(places)
-    usual = float(np.median(gaps))
+    usual = float(np.median(np.diff(places)))
+    most = max(held.values())
     span = places[-1] - places[0]
 
     def x(place: float) -> float:
@@ -63,11 +65,17 @@ def ladder(positions_mm: Sequence[float]) -> Markup:
         for a, b in pairwise(places)
         if b - a > 1.25 * usual
     ]
+    short = [
+        f'<circle class="gap" cx="{x(place):.1f}" cy="15" r="5"/>'
+        for place in places
+        if held[place] < most
+    ]
     ticks = "".join(f"M{x(place):.1f} 5v20" for place in places)
     return Markup(
         '<svg class="ladder" viewBox="0 0 300 42" role="img" '
-        f'aria-label="{len(places)} slice positions over {span:.1f} mm, {len(wide)} wide gaps">'
-        f'{"".join(wide)}<path d="{ticks}"/>'
+        f'aria-label="{len(places)} slice positions over {span:.1f} mm, {len(wide)} wide gaps, '
+        f'{len(short)} with fewer images than the others">'
+        f'{"".join(wide)}<path d="{ticks}"/>{"".join(short)}'
         f'<text x="6" y="38">{places[0]:.1f}</text>'
         f'<text x="150" y="38" text-anchor="middle">{len(places)} positions, '
         f"usual step {usual:.2f} mm</text>"

@@ -52,7 +52,7 @@ def keep_pictures(
 
 def keep_positions(out: Path, case: str, stack: str, positions_mm: Iterable[float]) -> None:
     """Keep the slice positions of a refused stack, so that the page can show its gaps."""
-    places = sorted({round(one, 3) for one in positions_mm})
+    places = sorted(round(one, 3) for one in positions_mm)
     nifti.write_json(picture_path(out, case, stack), {"positions_mm": places})
 
 

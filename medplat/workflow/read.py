@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -44,7 +44,8 @@ def read(
         path: The YAML file.
         overrides: `key.path=value` settings, which win over the file.
         kind: The kind that the verb needs; None takes any.
-        plugins: Whether the plugins' own keys are checked too; this imports the plugins.
+        plugins: Whether the plugins' own keys are checked too, not only their names; this imports
+            the plugins.
 
     Raises:
         WorkflowError: With every mistake.
@@ -56,7 +57,7 @@ def read(
         raise UsageError(f"workflow {path} does not exist{_shipped(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"workflow {path} cannot be read: {type(error).__name__}") from None
-    return read_text(text, str(path), overrides, kind=kind, plugins=plugins)
+    return _read(text, str(path), overrides, kind, "config" if plugins else "name")
 
 
 def read_text(
@@ -67,7 +68,18 @@ def read_text(
     kind: str | None = None,
     plugins: bool = False,
 ) -> Workflow:
-    """As `read`, for the text of a stored workflow; plugins are left alone unless asked for."""
+    """As `read`, for the text of a stored workflow, whose plugins may be absent here."""
+    return _read(text, where, overrides, kind, "config" if plugins else "nothing")
+
+
+def _read(
+    text: str,
+    where: str,
+    overrides: Sequence[str],
+    kind: str | None,
+    depth: Literal["nothing", "name", "config"],
+) -> Workflow:
+    """The workflow, its plugins checked to this depth."""
     source = tree.parse(text, where)
     tree.override(source, overrides)
     problems = [(problem, "") for problem in source.problems]
@@ -76,9 +88,10 @@ def read_text(
         raise WorkflowError(_lines(problems))
     workflow = _validate(model, source.value, source, problems)
     _check_transforms(source, problems)
-    resolved = _check_plugins(source, problems) if plugins else {}
-    if plugins and isinstance(workflow, TrainWorkflow):
-        _check_card(workflow, source, problems, known="model" in resolved)
+    names = _check_names(source, problems) if depth != "nothing" else ()
+    resolved = _check_configs(names, source, problems) if depth == "config" else {}
+    if "model" in resolved and isinstance(workflow, TrainWorkflow):
+        _check_card(workflow, source, problems)
     if problems or workflow is None:
         raise WorkflowError(_lines(problems))
     return _with_options(workflow, resolved)
@@ -117,7 +130,8 @@ def _shipped(path: Path) -> str:
 
 def _config(module: Any, section: Any, key: str) -> Any:
     options = section.options
-    source = Tree(key, options)
+    # JSON is YAML: parsed again only so that each key has a place.
+    source = tree.parse(json.dumps(options, default=str), key)
     problems: list[tuple[str, str]] = []
     config: BaseModel | None = _validate(module.Config, options, source, problems)
     if config is None:
@@ -181,25 +195,32 @@ def _check_transforms(source: Tree, problems: list[tuple[str, str]]) -> None:
                 problems.append((place, f"{'.'.join(map(str, loc))}: {found.text}"))
 
 
-def _check_plugins(source: Tree, problems: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """Check the plugins' names and their own keys; gives the resolved keys."""
-    resolved: dict[str, dict[str, Any]] = {}
-    loaders: tuple[tuple[registry.Kind, Callable[[str], Any]], ...] = (
-        ("dataset", registry.dataset),
-        ("model", registry.model),
-    )
-    for kind, load in loaders:
+def _check_names(source: Tree, problems: list[tuple[str, str]]) -> list[tuple[registry.Kind, str]]:
+    """Check the plugins' names, without an import; gives those that are known."""
+    known: list[tuple[registry.Kind, str]] = []
+    for kind in registry.PACKAGES:
         section = source.value.get(kind)
         name = section.get("name") if isinstance(section, dict) else None
-        if not isinstance(name, str):
-            continue
+        if isinstance(name, str) and name in registry.found(kind):
+            known.append((kind, name))
+        elif isinstance(name, str):
+            text = f"{kind}.name: {registry.unknown(kind, name)}"
+            problems.append((source.place((kind, "name")), text))
+    return known
+
+
+def _check_configs(
+    names: Sequence[tuple[registry.Kind, str]], source: Tree, problems: list[tuple[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Check the plugins' own keys; gives them with the plugins' defaults."""
+    resolved: dict[str, dict[str, Any]] = {}
+    for kind, name in names:
         spot = source.place((kind, "name"))
-        if name not in registry.found(kind):
-            problems.append((spot, f"{kind}.name: {registry.unknown(kind, name)}"))
-            continue
+        section = source.value[kind]
         options = {
             key: value for key, value in section.items() if key not in registry.RESERVED[kind]
         }
+        load = registry.model if kind == "model" else registry.dataset
         try:
             config = _validate(load(name).Config, options, source, problems, (kind,))
         except MissingExtra as error:
@@ -212,12 +233,8 @@ def _check_plugins(source: Tree, problems: list[tuple[str, str]]) -> dict[str, d
     return resolved
 
 
-def _check_card(
-    workflow: TrainWorkflow, source: Tree, problems: list[tuple[str, str]], *, known: bool
-) -> None:
-    """Check the task and the sizes against what the model's card allows, where it is importable."""
-    if not known:
-        return
+def _check_card(workflow: TrainWorkflow, source: Tree, problems: list[tuple[str, str]]) -> None:
+    """Check the task and the sizes against what the model's card allows."""
     card, task = registry.model(workflow.model.name).CARD, workflow.task
     name = workflow.model.name
     for key, value, allowed in (

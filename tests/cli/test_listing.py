@@ -38,6 +38,30 @@ def test_lists_name_everything(medplat: Callable[..., Any], project: Path) -> No
     assert "datasets:" not in text
 
 
+def test_registered_models_are_listed_with_their_aliases(
+    medplat: Callable[..., Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medplat.errors import UsageError
+    from medplat.track import registry as registered
+
+    assert "registered" not in medplat("list", "models", "--json").json()
+    store = project / ".medplat" / "tracking"
+    store.mkdir()
+    (store / "mlflow.db").touch()
+    row = registered.Registered("lesion", "3", ("candidate",), "unet", "abc", "00")
+    monkeypatch.setattr(registered, "list_models", lambda folder: [row] * (folder == project))
+    assert "models:/lesion/3  unet candidate" in medplat("list", "models").out
+    assert "registered" not in medplat("list").out
+
+    def unreachable(folder: Path) -> None:
+        raise UsageError("the server does not answer")
+
+    monkeypatch.setattr(registered, "list_models", unreachable)
+    shown = medplat("list", "models")
+    assert shown.code == 0
+    assert "does not answer" in shown.err
+
+
 def test_codes_are_the_table_of_the_code(medplat: Callable[..., Any], project: Path) -> None:
     assert [one["name"] for one in medplat("show", "codes", "--json").json()["codes"]] == list(
         CODES

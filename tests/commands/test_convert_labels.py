@@ -134,6 +134,19 @@ def test_labels_that_fit_nothing_are_rejected_by_name(
     assert run(source, project)[2] == outcome
 
 
+def test_a_damaged_label_does_not_stop_its_series(source: Path, project: Path) -> None:
+    plan = planned(source, export.uid(1, 1))
+    for name, keep in (("pixels.seg", 0.97), ("header.seg", 0.5)):
+        path = source / name
+        seg.write(mask(), plan, LABELS, path, kind="binary")
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    out, lines, outcome = run(source, project)
+    assert lines[export.uid(1, 1)]["status"] in ("converted", "warned")
+    assert outcome.exit_code == 3
+    for name in ("pixels.seg", "header.seg"):
+        assert row_of(out, name)["status"] == "rejected"
+
+
 def test_a_label_of_a_refused_series_is_rejected_with_it(source: Path, project: Path) -> None:
     seg.write(mask(), planned(source, export.uid(1, 1)), LABELS, source / "any.seg")
     sorted((source / "s1").iterdir())[1].unlink()

@@ -74,12 +74,12 @@ def everything(out: Path) -> dict[str, bytes]:
             continue
         data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)[:352] + gzip.decompress(data)[352:]
+            data = gzip.decompress(data)
         if path.name == "files.csv":
             with path.open(newline="") as file:
                 kept = [",".join(row[1:]) for row in csv.reader(file)]
             data = "\n".join(kept).encode()
-        found[path.name] = data
+        found[path.relative_to(out).as_posix()] = data
     return found
 
 

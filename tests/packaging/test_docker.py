@@ -261,7 +261,8 @@ def tracking(installed: Installed, compose: dict[str, Any], tmp_path: Path) -> I
         assert old in command
         command = command.replace(old, new)
     (tmp_path / "password").write_text("not used by SQLite", encoding="ascii")
-    environment = {**installed.environment, "ARTIFACTS": str(tmp_path / "artifacts")}
+    environment = installed.environment | service["environment"]
+    environment["ARTIFACTS"] = str(tmp_path / "artifacts")
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [*service["entrypoint"], command],

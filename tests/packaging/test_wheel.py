@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -16,18 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {"medplat", "medplat_datasets", "medplat_kernels", "medplat_workflows"}
-DEAD = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the source archive, and of the wheel that was built out of it."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    environment = {**os.environ, "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return folder
 
 
 @pytest.fixture

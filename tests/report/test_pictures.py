@@ -149,7 +149,8 @@ def test_curves_hold_numbers_only_and_survive_odd_input() -> None:
 
 
 def test_the_ladder_marks_wide_gaps() -> None:
-    svg = str(charts.ladder([0.0, 2.0, 4.0, 8.0, 10.0, 10.0]))
-    assert svg.count('class="gap"') == 1
-    assert "5 slice positions over 10.0 mm, 1 wide gaps" in svg
+    svg = str(charts.ladder([0.0, 2.0, 4.0, 8.0, 10.0] * 2 + [0.0, 2.0, 8.0, 10.001]))
+    assert svg.count("<rect") == 1
+    assert svg.count("<circle") == 1
+    assert "5 slice positions over 10.0 mm, 1 wide gaps, 1 with fewer images" in svg
     assert str(charts.ladder([3.0, 3.0])) == ""

@@ -71,7 +71,7 @@ def test_it_learns(done: Any) -> None:
 
 
 def test_what_is_logged(done: Any) -> None:
-    trained, folder, notes = done
+    trained, _, notes = done
     rates = {step: one["learning_rate"] for step, one in notes.metrics if "learning_rate" in one}
     assert sorted(rates) == [1, 2, 3, 4, 5, 6]
     assert rates[6] < rates[1]

@@ -30,20 +30,18 @@ class Hungry(torch.nn.Module):
     def __init__(self, per_voxel: int) -> None:
         super().__init__()
         self.per_voxel = per_voxel
-        self.largest = 0
         self.head = torch.nn.Conv3d(1, 3, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.largest = max(self.largest, x.numel())
         if self.training:
             held = np.ones(x.numel() * self.per_voxel // 8)
             assert held[-1] == 1
-            threading_wait()
+            let_the_sampler_see()
         return self.head(x)
 
 
-def threading_wait() -> None:
-    """Long enough for the sampling thread to see the peak."""
+def let_the_sampler_see() -> None:
+    """Wait until the sampling thread has seen the peak."""
     import time
 
     time.sleep(0.05)
@@ -98,10 +96,11 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_is_tried(path: Path) -> 
     network = Hungry(per_voxel=20_000)
     voxels = 32 * 24 * 16
     free = int(3.4 * voxels * 20_000)  # three examples fit
-    grown: list[int] = []
-    network.register_forward_pre_hook(lambda module, x: grown.append(x[0].numel()))
+    tried: list[int] = []
+    network.register_forward_pre_hook(lambda module, x: tried.append(x[0].numel()))
     with pytest.raises(UsageError) as error:
         run_probe(path, network, ("train.batch_size=6",), free)
+    assert tried == [voxels // 8], "half a patch only"
     text = str(error.value)
     assert "a batch of 6 x 32x24x16 needs about" in text
     found = re.search(r"set train\.batch_size to (\d) and train\.accumulate to (\d)", text)
@@ -161,7 +160,7 @@ def test_proposals_stay_multiples() -> None:
 def test_peak_sees_memory_that_is_gone_again() -> None:
     with memory.Peak(CPU) as peak:
         held = np.ones(10_000_000)
-        threading_wait()
+        let_the_sampler_see()
         del held
     assert 60e6 < peak.bytes < 120e6
 

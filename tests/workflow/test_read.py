@@ -205,6 +205,21 @@ def test_a_plugins_own_keys_are_checked_at_their_lines_and_its_defaults_written(
     assert read.read_text(gone, "stored").dataset.name == "no_such_plugin"  # type: ignore[union-attr]
 
 
+def test_without_plugins_only_their_names_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(GOOD.replace("name: unet", "name: unet\n  chanels: [8]"))
+    assert read.read(path, plugins=False).kind == "train"
+    with pytest.raises(WorkflowError, match=r"--set #1: dataset.name: unknown dataset 'fodler'"):
+        read.read(path, ["dataset.name=fodler"], plugins=False)
+
+
+def test_a_config_made_later_names_the_wrong_key() -> None:
+    workflow = read.read_text(GOOD.replace("name: unet", "name: unet\n  dropout: a"), "w.yaml")
+    assert isinstance(workflow, schema.TrainWorkflow)
+    with pytest.raises(WorkflowError, match="model: dropout: must be a number, is 'a'"):
+        read.model_config(workflow)
+
+
 def test_a_task_that_the_model_does_not_serve(tmp_path: Path) -> None:
     path = tmp_path / "w.yaml"
     text = GOOD.replace("name: folder", "name: phantom").replace("name: unet", "name: wau_unet")
