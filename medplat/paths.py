@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 STATE = ".medplat"
 
 
 def workflows() -> Path:
-    """Folder of the shipped workflow files: the checkout's, else the installed copy."""
-    checkout = Path(__file__).resolve().parent.parent / "workflows"
-    if checkout.is_dir():
+    """Folder of the shipped workflow files: the checkout's, else the copy beside the package."""
+    root = Path(__file__).resolve().parent.parent
+    checkout = root / "workflows"
+    if checkout.is_dir() and (root / "pyproject.toml").is_file():
         return checkout
-    return Path(str(resources.files("medplat_workflows")))
+    return root / "medplat_workflows"
 
 
 def project(start: Path | None = None) -> Path:

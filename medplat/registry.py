@@ -107,7 +107,7 @@ def dataset(name: str) -> ModuleType:
 def unknown(kind: Kind, name: str) -> str:
     """The sentence for a plugin name that is not known."""
     names = list(found(kind))
-    return f"unknown {kind} '{name}'; known are {', '.join(names) or 'none'}.{nearest(name, names)}"
+    return f"unknown {kind} '{name}'; known are {', '.join(names) or 'none'}{nearest(name, names)}"
 
 
 def title(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The transform lists of a workflow: checked against a table, composed with MONAI.
 
-`check` and `definitions` read `transform_table.json` and import nothing heavy; `compose` needs MONAI.
-`python -m medplat.transforms` writes the table anew from the installed MONAI.
+`check` and `definitions` read `transform_table.json` and import nothing heavy; `compose` needs
+MONAI. `python -m medplat.transforms` writes the table anew from the installed MONAI.
 """
 
 from __future__ import annotations

@@ -206,6 +206,7 @@ def _convert(
         console.say(f"{len(todo.jobs) - len(waiting)} series are unchanged and left as they are")
     for line in _done(waiting, out, options, workers):
         record.append(line)
+    work.tidy(waiting, out)
     holding = record.lines()
     rows = [row for job in todo.jobs for row in accounts.rows_of_series(job, holding)]
     rows += accounts.rows_of_others(todo.files, todo.orphans)

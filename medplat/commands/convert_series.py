@@ -171,14 +171,23 @@ def convert(job: Job, out: Path, options: Options) -> list[manifest.Line]:
 def clear(job: Job, out: Path) -> None:
     """Delete whatever an earlier run wrote for this series, torn files too."""
     stem = manifest.series_stem(job.plans[0].key)
-    case = job.plans[0].series.case
-    for folder in (out / case, out / report.FOLDER / case):
+    for folder in _folders(job, out):
         if folder.is_dir():
             for path in sorted(folder.glob("*")):
                 if re.match(rf"\.?{re.escape(stem)}[._]", path.name):
                     path.unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
+
+
+def _folders(job: Job, out: Path) -> tuple[Path, Path]:
+    case = job.plans[0].series.case
+    return out / case, out / report.FOLDER / case
+
+
+def tidy(jobs: Sequence[Job], out: Path) -> None:
+    """Delete folders of cases that have come to hold nothing; only after all series have ended."""
+    for folder in {folder for job in jobs for folder in _folders(job, out)}:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _guarded(plan: SeriesPlan, out: Path, options: Options, waiting: list[Label]) -> _Written:

@@ -207,7 +207,8 @@ def as_text(numbers: Numbers) -> str:
         lines.append(
             f"{name:<28} {one.value:>9.4g}  [{ends}]  {one.n} cases, {one.patients} patients{again}"
         )
-    lines += [f"{name:<28} {value:>9.4g}" for name, value in numbers.counts.items()]
+    told = {name: count for name, count in numbers.counts.items() if count}
+    lines += [f"{name:<28} {count:>9.4g}" for name, count in told.items()]
     lines += [f"note: {note}" for note in numbers.notes]
     for name, cases in numbers.worst.items():
         shown = ", ".join(f"{case} {value:.3g}" for case, value in cases)

@@ -127,7 +127,7 @@ def choose(batch: Batch, study: Study) -> Job:
         batch.out / study.case,
         _entries(takes),
         used,
-        dict(selection.reasons),
+        _named(study, selection.reasons),
         shape=first.shape[:3],
         spacing_mm=first.spacing_mm,
     )
@@ -239,12 +239,12 @@ def _refuse(
     redone: list[str],
 ) -> None:
     """Record a case for which no inputs could be chosen; the same refusal is not repeated."""
-    left = error.reasons if isinstance(error, select.NotChosen) else {}
+    left = _named(study, error.reasons) if isinstance(error, select.NotChosen) else {}
     job = Job(study.case, study.patient, study.kind, (), batch.out / study.case, (), {}, left)
     result = Result("rejected", error.code, error.message)
     line = _line(batch, job, result)
     console.say(f"{study.case}: {_ended(result)}")
-    for reason in _reasons(study, left):
+    for reason in left.values():
         console.say(f"    {reason}")
     same = before is not None and all(
         before.get(name) == line[name]
@@ -306,12 +306,13 @@ def choice_lines(study: Study, job: Job) -> list[str]:
         number = "without number" if one["number"] is None else one["number"]
         described = f" '{one['description']}'" if one["description"] else ""
         lines.append(f"{job.case}: {name} = series {number}{described} ({one['why']})")
-    return lines + [f"    {reason}" for reason in _reasons(study, job.left)]
+    return lines + [f"    {reason}" for reason in job.left.values()]
 
 
-def _reasons(study: Study, left: Mapping[str, str]) -> list[str]:
+def _named(study: Study, reasons: Mapping[str, str]) -> dict[str, str]:
+    """The reasons by series UID, each with the series' number and description before it."""
     names = {one.series_uid: select.name(one) for one in study.series}
-    return [f"{names.get(uid, 'a series')}: {why}" for uid, why in left.items()]
+    return {uid: f"{names.get(uid, 'a series')}: {why}" for uid, why in reasons.items()}
 
 
 def _left_over(study: Study) -> dict[str, str]:

@@ -126,8 +126,15 @@ def _callbacks(
         callbacks.append(EMAWeightAveraging(decay=workflow.train.ema))
     callbacks.append(epochs)
     if sys.stderr.isatty():
-        callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
+        callbacks.append(Bar(leave=False, console_kwargs={"stderr": True}))
     return [*callbacks, last]
+
+
+class Bar(RichProgressBar):  # type: ignore[misc]
+    """Lightning's progress bar, with epochs counted from 1 as everywhere else."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(10)
 
 
 def _trainer(

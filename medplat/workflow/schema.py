@@ -49,10 +49,16 @@ class Input(Strict):
     description: tuple[str, ...] = Field((), description="Any of these patterns fits.")
     not_description: tuple[str, ...] = Field((), description="None of these patterns fits.")
     orientation: Literal["axial", "coronal", "sagittal"] | None = None
-    slice_thickness_mm: tuple[float, float] | None = Field(None, description="From, to; both ends in.")
-    contrast: bool | None = Field(None, description="Whether a contrast agent is named in the header.")
+    slice_thickness_mm: tuple[float, float] | None = Field(
+        None, description="From, to; both ends in."
+    )
+    contrast: bool | None = Field(
+        None, description="Whether a contrast agent is named in the header."
+    )
     original: bool | None = Field(None, description="True leaves out derived series (reformats).")
-    phase: Annotated[int, Field(ge=0)] | None = Field(None, description="Index of the phase, from 0.")
+    phase: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Index of the phase, from 0."
+    )
     phase_time_s: float | None = Field(None, description="The phase nearest to these seconds.")
 
     @model_validator(mode="after")
@@ -96,7 +102,9 @@ class Label(Strict):
     """One structure of a segmentation."""
 
     name: Name
-    value: Annotated[int, Field(gt=0, le=65535)] = Field(description="Its value in the label files.")
+    value: Annotated[int, Field(gt=0, le=65535)] = Field(
+        description="Its value in the label files."
+    )
     code: Code | None = Field(None, description="SNOMED CT code of the structure, for DICOM SEG.")
 
 
@@ -183,7 +191,9 @@ class Track(Strict):
 class Evaluate(Strict):
     """A registered model measured on a data set."""
 
-    model: str = Field(description="models:/name@alias, models:/name/3, runs:/ID or a model folder.")
+    model: str = Field(
+        description="models:/name@alias, models:/name/3, runs:/ID or a model folder."
+    )
     split: Literal["train", "validation", "test", "all"] = "test"
     missing: Literal["fail", "worst", "exclude"] = Field(
         "fail", description="A case that fails: stop, score it worst, or leave it out and say so."
@@ -230,10 +240,14 @@ class TrainWorkflow(Strict):
         names = [one.name for one in self.inputs]
         if len(set(names)) < len(names):
             raise ValueError("two inputs have the same name")
-        for where, size in (("train.patch_size", self.train.patch_size), ("infer.window", self.infer.window)):
+        for where, size in (
+            ("train.patch_size", self.train.patch_size),
+            ("infer.window", self.infer.window),
+        ):
             if size is not None and len(size) != self.task.spatial_dims:
                 raise ValueError(
-                    f"{where} has {len(size)} numbers, task.spatial_dims is {self.task.spatial_dims}"
+                    f"{where} has {len(size)} numbers, "
+                    f"task.spatial_dims is {self.task.spatial_dims}"
                 )
         return self
 

@@ -102,11 +102,14 @@ def start(path: Path, project: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
+def wait_for(process: subprocess.Popen[str], words: str) -> list[str]:
+    """Read stderr until these words come; what was read."""
     assert process.stderr is not None
+    lines: list[str] = []
     for line in process.stderr:
+        lines.append(line)
         if words in line:
-            return
+            return lines
     raise AssertionError(f"ended without saying {words!r}")
 
 
@@ -129,12 +132,12 @@ def test_killed_and_resumed_it_is_the_same_run_with_the_same_weights(
     assert killed.returncode == -signal.SIGKILL
 
     stopped = start(path, project, *settings, "--resume")
-    wait_for(stopped, "epoch 8/12")
+    begun = wait_for(stopped, "epoch 8/12")
+    assert not [line for line in begun if line.startswith(("epoch 1/", "epoch 2/", "epoch 3/"))]
     stopped.send_signal(signal.SIGTERM)
     halfway, err = stopped.communicate(timeout=200)
     assert stopped.returncode == 130, err
     assert err.strip().splitlines()[-1].endswith("--resume")
-    assert not [line for line in err.splitlines() if line.startswith("epoch 3/")]
 
     resumed = start(path, project, *settings, "--resume")
     out, err = resumed.communicate(timeout=400)

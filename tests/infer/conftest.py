@@ -79,7 +79,7 @@ def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def workflow_text(
-    diary: Path | str = "", inputs: str = "", transforms: str = "", dims: int = 3
+    diary: Path | str = "", inputs: str = "", transforms: str = "", dims: int = 3, window: int = 16
 ) -> str:
     return f"""
 kind: train
@@ -91,7 +91,7 @@ task:
   spatial_dims: {dims}
   labels: [{{name: lesion, value: 3, code: {{value: '52988006', meaning: Lesion}}}}]
 model: {{name: trouble, diary: '{diary}'}}
-train: {{patch_size: {[16, 16, 8][:dims]}}}
+train: {{patch_size: {[window, window, 8][:dims]}}}
 infer: {{batch_size: 2}}
 """
 

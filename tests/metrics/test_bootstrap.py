@@ -16,7 +16,7 @@ from medplat.metrics import bootstrap
 def test_proportion_has_binomial_percentiles(n, k):
     """Resampling n patients with k ones draws Binomial(n, k / n): its quantiles are known."""
     values = [1.0] * k + [0.0] * (n - k)
-    found = bootstrap.mean(values, range(n), replicates=20_000)
+    found = bootstrap.mean(values, range(n), replicates=10_000)
     assert found.low == pytest.approx(stats.binom.ppf(0.025, n, k / n) / n)
     assert found.high == pytest.approx(stats.binom.ppf(0.975, n, k / n) / n)
     assert (found.value, found.n, found.patients) == (k / n, n, n)

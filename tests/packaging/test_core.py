@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import venv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +46,7 @@ class Core:
 
 
 @pytest.fixture(scope="module")
-def core(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Core:
+def core(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
     root = tmp_path_factory.mktemp("core")
     venv.create(root / "venv", with_pip=True)
     programs = root / "venv" / BIN
@@ -54,7 +56,8 @@ def core(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Core:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (root / "work").mkdir()
-    return Core(programs, root / "work")
+    yield Core(programs, root / "work")
+    shutil.rmtree(root / "venv", ignore_errors=True)
 
 
 def test_the_core_brings_no_deep_learning(core: Core) -> None:
@@ -104,6 +107,17 @@ def test_a_workflow_is_checked_without_torch(core: Core) -> None:
     done = core.run("medplat", "check", workflow)
     assert done.returncode == 0, done.stderr
     assert "not checked" in done.stderr + done.stdout
+
+
+def test_shipped_workflows_are_found_by_name(core: Core) -> None:
+    listed = core.run("medplat", "list", "workflows", "--json")
+    assert "train/unet_phantom" in listed.stdout, listed.stderr
+    shown = core.run("medplat", "show", "train/unet_phantom")
+    assert shown.returncode == 0, shown.stderr
+    assert "kind: train" in shown.stdout
+    copied = core.run("medplat", "copy", "train/unet_phantom", "mine.yaml")
+    assert copied.returncode == 0, copied.stderr
+    assert (core.folder / "mine.yaml").is_file()
 
 
 def test_the_doctor_says_what_is_missing(core: Core) -> None:

@@ -155,7 +155,7 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """An empty virtual environment after the COPY and `pip install` steps of Dockerfile.cpu.
 
     Where packages come from is left to this machine's own pip settings.
@@ -190,7 +190,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
             )
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     shutil.rmtree(root / "src")  # what runs is what was installed
-    return Installed(programs, root, environment)
+    yield Installed(programs, root, environment)
+    shutil.rmtree(root / "venv", ignore_errors=True)  # gigabytes
 
 
 def _copy(source: Path, target: Path) -> None:

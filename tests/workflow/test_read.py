@@ -178,6 +178,7 @@ def test_unknown_plugins_are_named_together(tmp_path: Path) -> None:
     assert first.startswith(f"{path}:5:9: dataset.name: unknown dataset 'fodler'; known are ")
     assert second.startswith(f"{path}:17:9: model.name: unknown model 'unt'; known are ")
     assert second.endswith(". Did you mean 'unet'?")
+    assert ".." not in first + second
 
 
 def test_a_plugins_own_keys_are_checked_at_their_lines_and_its_defaults_written(
