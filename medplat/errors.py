@@ -1,13 +1,13 @@
 """Errors that a user can act on. Anything else that is raised is a bug in medplat (exit code 1).
 
-    MedplatError               exit 2: what is wrong, where, what to do; one sentence each
-    ├── UsageError             the command line, or nothing to work on in SOURCE
-    ├── WorkflowError          every mistake of a workflow, each as path:line:col: key: what
-    ├── MissingExtra           an optional dependency is not installed; names the command
-    ├── PluginError            a plugin is unknown, clashes or breaks the contract
-    ├── ModelError             a model folder or registry entry cannot be used
-    ├── DataError              a data set or split cannot be used
-    └── Refused                one series or case: carries a code; the rest goes on (exit 3 or 4)
+MedplatError               exit 2: what is wrong, where, what to do; one sentence each
+├── UsageError             the command line, or nothing to work on in SOURCE
+├── WorkflowError          every mistake of a workflow, each as path:line:col: key: what
+├── MissingExtra           an optional dependency is not installed; names the command
+├── PluginError            a plugin is unknown, clashes or breaks the contract
+├── ModelError             a model folder or registry entry cannot be used
+├── DataError              a data set or split cannot be used
+└── Refused                one series or case: carries a code; the rest goes on (exit 3 or 4)
 """
 
 from __future__ import annotations

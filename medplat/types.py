@@ -1,6 +1,7 @@
 """What the parts of medplat hand to one another: frozen dataclasses, no behaviour.
 
-Arrays are (x, y, z[, t]); the world is RAS+ millimetres; voxel axes stay DICOM's (column, row, slice).
+Arrays are (x, y, z[, t]); the world is RAS+ millimetres; voxel axes stay DICOM's (column, row,
+slice).
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a case: a NIfTI file or a picture, and which phase of it (None: the file is 3-D)."""
+    """One image of a case: a NIfTI file or a picture, and which phase (None: the file is 3-D)."""
 
     path: Path
     phase: int | None = None

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for it
+class Interrupted(Exception):
     """Training stopped before its end because it was asked to. `why` says by what."""
 
     def __init__(self, why: str) -> None:
