@@ -10,18 +10,22 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from medplat.errors import DataError
+from filelock import FileLock, Timeout
+
+from medplat import paths
+from medplat.errors import DataError, UsageError
 
 Line = dict[str, Any]
 SERIES_KEY = ("study_uid", "series_uid", "stack")
 CASE_KEY = ("case",)
 SERIES_STATUSES = ("converted", "warned", "skipped", "rejected", "failed")
-CASE_STATUSES = ("done", "unchanged", "rejected", "failed")
+CASE_STATUSES = ("done", "unchanged", "skipped", "rejected", "failed")
 FILES_HEADER = ("path", "status", "series_uid", "output", "phase", "slice", "reason")
 _GOOD = {"converted", "warned", "done", "unchanged"}
 _BAD = {"rejected", "failed"}
@@ -108,14 +112,23 @@ def merge(out: Path, key: Sequence[str] = SERIES_KEY) -> None:
     _write_whole(out / "manifest.jsonl", text.encode())
 
 
+@contextmanager
+def locked(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Let one run at a time write the manifest of OUT, or of a shard of it.
+
+    Raises:
+        UsageError: Another run is writing it.
+    """
+    try:
+        with FileLock(out / f".{name_of(shard)}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(f"another run is writing to {out}: wait for it, or end it") from None
+
+
 def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        part.write_bytes(data)
 
 
 def series_stem(stack: str) -> str:

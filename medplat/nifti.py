@@ -10,10 +10,8 @@ import gzip
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,6 +20,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from medplat import paths
 from medplat.errors import DataError
 from medplat.types import Affine, Array, Geometry, Series, Volume
 
@@ -53,22 +52,13 @@ def write(volume: Volume, path: Path, *, gzip_level: int = 1) -> str:
     """
     array = _storable(volume.array, path)
     header = _header(volume, array, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as raw:
-            sink = _Hashing(raw)
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", gzip_level, cast(BinaryIO, sink), mtime=0) as packed:
-                    _write_to(cast(BinaryIO, packed), header, array)
-            else:
-                _write_to(cast(BinaryIO, sink), header, array)
-            raw.flush()
-            os.fsync(raw.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with paths.whole(path) as part, part.open("wb") as raw:
+        sink = _Hashing(raw)
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", gzip_level, cast(BinaryIO, sink), mtime=0) as packed:
+                _write_to(cast(BinaryIO, packed), header, array)
+        else:
+            _write_to(cast(BinaryIO, sink), header, array)
     return sink.digest.hexdigest()
 
 
@@ -161,13 +151,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> str:
         ValueError: A number is not finite.
     """
     data = (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        part.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -193,17 +178,20 @@ def read(path: Path, phase: int | None = None) -> Volume:
             if phase is not None and not 0 <= phase < (shape[3] if len(shape) == 4 else 1):
                 raise DataError(f"{path}: phase {phase} does not exist, the shape is {shape}")
             array = _read_array(file, header, shape, phase, path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as NIfTI: {error}") from error
-    slope, intercept = _rescale(header, sidecar)
-    return Volume(
-        array=array,
-        geometry=_geometry(header, shape, sidecar, path),
-        slope=slope,
-        intercept=intercept,
-        phase_times_s=_times(sidecar, array),
-        metadata=sidecar,
-    )
+    try:
+        slope, intercept = _rescale(header, sidecar)
+        return Volume(
+            array=array,
+            geometry=_geometry(header, shape, sidecar, path),
+            slope=slope,
+            intercept=intercept,
+            phase_times_s=_times(sidecar, array),
+            metadata=sidecar,
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{sidecar_path(path)}: a value is not a number: {error}") from error
 
 
 def _open(path: Path) -> BinaryIO:

@@ -1,7 +1,10 @@
-"""Where shipped workflows, the project folder and the tracking store live."""
+"""Where shipped workflows, the project folder and the tracking store live; whole files."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 STATE = ".medplat"
@@ -40,3 +43,21 @@ def run_folder(project_folder: Path, run_id: str) -> Path:
     folder = state(project_folder) / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file all or not at all: gives a temporary name beside `path` to write to.
+
+    Once the block has ended well, the file is on the disk and takes the place of `path`; else it is
+    removed and what was at `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

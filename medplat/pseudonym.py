@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
@@ -98,13 +97,9 @@ def load(project: Path) -> Pseudonyms:
 
 
 def _create(path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="ascii") as file:
-        temporary.chmod(0o600)
-        file.write(secrets.token_hex(_BYTES) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        part.touch(mode=0o600)
+        part.write_text(secrets.token_hex(_BYTES) + "\n", encoding="ascii")
 
 
 def check_fingerprint(out: Path, pseudonyms: Pseudonyms, *, record: bool = True) -> None:
@@ -127,4 +122,7 @@ def check_fingerprint(out: Path, pseudonyms: Pseudonyms, *, record: bool = True)
             )
     elif record:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(pseudonyms.fingerprint + "\n", encoding="ascii")
+        # A name of its own: the shards of one conversion may begin at the same time.
+        part = out / f"{_FINGERPRINT}.{secrets.token_hex(4)}.tmp"
+        part.write_text(pseudonyms.fingerprint + "\n", encoding="ascii")
+        part.replace(path)

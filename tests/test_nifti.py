@@ -229,6 +229,18 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize(
+    "sidecar",
+    ['{"rescale": {"slope": "x"}}', '{"rescale": {"slope": null}}', '{"geometry": {"affine": "x"}}'],
+)
+def test_a_sidecar_that_holds_no_numbers_is_named(tmp_path: Path, sidecar: str) -> None:
+    volume = Volume(np.zeros((4, 5, 6), np.int16), Geometry(np.eye(4), (4, 5, 6)))
+    nifti.write(volume, tmp_path / "one.nii.gz")
+    (tmp_path / "one.json").write_text(sidecar)
+    with pytest.raises(DataError, match=r"one\.json: a value is not a number"):
+        nifti.read(tmp_path / "one.nii.gz")
+
+
 def test_series_from_sidecar(tmp_path: Path) -> None:
     content = {
         "series_uid": "1.2",

@@ -6,11 +6,10 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from medplat import console, manifest, paths, pseudonym
 from medplat.commands import Outcome
@@ -99,7 +98,7 @@ def run(
         resume += f" --project {shlex.quote(str(project))}"
     if dry_run:
         return _dry_run(plan(source, shard, many, options, pseudonyms), out, resume)
-    with console.resume_line(resume), _locked(out, shard):
+    with console.resume_line(resume), manifest.locked(out, shard):
         todo = plan(source, shard, many, options, pseudonyms, link_table)
         code, counts = _convert(todo, out, options, many, shard)
     return Outcome(code, {"out": str(out), "counts": counts, "exit_code": code, "resume": resume})
@@ -119,6 +118,10 @@ def _places(source: Path, out: Path, link_table: Path | None) -> None:
         raise UsageError(f"{out} lies inside {source}: choose an output folder beside it")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder")
+    for path in sorted(out.glob("manifest*.jsonl")):
+        lines = manifest.Manifest(path, manifest.CASE_KEY).lines().values()
+        if any("series_uid" not in line for line in lines):
+            raise UsageError(f"{out} holds results of infer: choose another output folder")
     if link_table is not None and link_table.resolve().is_relative_to(whole):
         raise UsageError(
             "--link-table must not lie under the output folder, which is meant to be handed on"
@@ -176,17 +179,6 @@ def _command(
     words += ["--no-gzip"] if options.suffix == ".nii" else []
     words += ["--shard", f"{shard[0]}/{shard[1]}"] if shard else []
     return shlex.join(words)
-
-
-@contextmanager
-def _locked(out: Path, shard: Shard | None) -> Iterator[None]:
-    """One run at a time may write a manifest."""
-    lock = FileLock(out / f".{manifest.name_of(shard)}.lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise UsageError(f"another run is writing to {out}: wait for it, or end it") from None
 
 
 def _convert(

@@ -16,9 +16,7 @@ from medplat.commands.convert_series import Job, Options
 from medplat.dicom import read as dicom_read
 from medplat.dicom import scan as dicom_scan
 from medplat.dicom import series as dicom_series
-from medplat.dicom import summary
 from medplat.errors import MedplatError
-from medplat.types import Series
 
 if TYPE_CHECKING:
     from medplat.dicom.read import SeriesPlan
@@ -98,29 +96,7 @@ def _decided(group: SeriesFiles, options: Options, pseudonyms: Pseudonyms) -> li
     except MedplatError:
         raise
     except Exception as error:
-        first = group.headers[0]
-        who = first.identity
-        series = Series(
-            series_uid=group.series_uid,
-            study_uid=group.study_uid,
-            case=pseudonyms.case(group.study_uid),
-            patient=pseudonyms.patient(who.patient_id, who.issuer),
-            modality=first.modality,
-            number=first.series_number,
-            status="failed",
-            codes=("INTERNAL",),
-            messages=(f"a bug in medplat: {work.where(error)}",),
-        )
-        paths = sorted({header.path for header in group.headers})
-        return [
-            dicom_read.SeriesPlan(
-                series=series,
-                geometry=None,
-                frames=(),
-                key=summary.stack_key(group.headers, group, "", pseudonyms),
-                fates=tuple(dicom_read.Fate(path, "rejected", reason="INTERNAL") for path in paths),
-            )
-        ]
+        return [dicom_read.broken(group, pseudonyms, f"a bug in medplat: {work.where(error)}")]
 
 
 def _labels(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medplat import console, loaders, paths, pseudonym, registry, tasks
+from medplat import console, loaders, paths, pseudonym, registry
 from medplat.commands import Outcome
 from medplat.errors import DataError, MedplatError, MissingExtra
 from medplat.types import Case
@@ -152,7 +152,7 @@ def _measure(plan: Plan) -> tuple[list[dict[str, Any]], list[Failure]]:
                 raise _stop(failures[-1]) from error
             console.warn(f"case {case.case}: {error}")
             continue
-        numbers = _case_metrics(plan, prediction, prepared)
+        numbers = judge.metrics(prediction, prepared, distances=True)
         rows.append({"case": case.case, "patient": case.patient, **with_errors(numbers)})
     return rows, failures
 
@@ -164,21 +164,17 @@ def _judge(plan: Plan, measure: Any) -> Any:
     return measure.Measure(plan.model.workflow, card.multiple, restore.restore)
 
 
-def _case_metrics(plan: Plan, prediction: Any, prepared: Mapping[str, Any]) -> dict[str, float]:
-    import numpy as np
-
-    affine = np.asarray(prepared["geometry"].affine)
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
-    workflow = plan.model.workflow
-    return tasks.get(workflow.task.kind).case_metrics(
-        workflow, prediction, np.asarray(prepared["truth"]), spacing, distances=True
-    )
-
-
 def _stop(failure: Failure) -> DataError:
     text = str(failure.error)
     where = "" if failure.case.case in text else f"case {failure.case.case}: "
     return DataError(f"{where}{text}: mend the case, or set evaluate.missing to worst or exclude")
+
+
+def has_truth(workflow: TrainWorkflow, case: Case) -> bool:
+    """Whether the case has a label or a class of the model; without, it cannot score anything."""
+    if workflow.task.kind == "segment":
+        return case.label is not None
+    return case.target in workflow.task.classes
 
 
 def worst_row(
@@ -197,7 +193,7 @@ def worst_row(
         elif name.startswith("hd95_") or name == "log_loss":
             known = [other[name] for other in rows if not math.isnan(other.get(name, math.nan))]
             row[name] = max(known, default=math.nan)
-    if workflow.task.kind == "classify" and case.target in workflow.task.classes:
+    if workflow.task.kind == "classify" and case.target is not None:
         classes = workflow.task.classes
         row["target"] = float(classes.index(case.target))
         share = 1 / (len(classes) - 1)
@@ -251,7 +247,7 @@ def _deliver(
 
     section, model = plan.workflow.evaluate, plan.model.workflow
     if section.missing == "worst" and rows:
-        rows += [worst_row(model, failure.case, rows) for failure in failures]
+        rows += [worst_row(model, one.case, rows) for one in failures if has_truth(model, one.case)]
     code = (3 if rows else 4) if failures else 0
     summary: dict[str, Any] = {
         "run_id": tracked.run_id,
@@ -307,7 +303,7 @@ def _text(
     from medplat.commands import evaluate_numbers
 
     section = plan.workflow.evaluate
-    excluded = len(failures) if section.missing == "exclude" else 0
+    excluded = len(plan.cases) + len(plan.failures) - count
     lines = [
         f"{count} cases" + (f" ({excluded} excluded)" if excluded else "")
         + f", 95 % intervals by bootstrap over patients, {section.replicates} replicates",

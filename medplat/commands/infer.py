@@ -6,13 +6,12 @@ import hashlib
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from medplat import console, manifest, pseudonym
 from medplat.commands import Outcome, infer_overlay
@@ -85,9 +84,9 @@ def run(
     _announce(chosen, found)
     if dry_run:
         return _dry_run(work, found.studies, chosen.workflow, resume)
-    with console.resume_line(resume), _locked(out, shard):
+    with console.resume_line(resume), manifest.locked(out, shard):
         redone = batch.run(work, found.studies, _say_probe)
-        code, counts = _conclude(work, chosen, out)
+        code, counts = _conclude(work, chosen, out, shard)
         if redone:
             _track(chosen, work, counts, project)
     return Outcome(code, {"out": str(out), "counts": counts, "exit_code": code, "resume": resume})
@@ -186,26 +185,27 @@ def _say_probe(probe: Probe) -> None:
     )
 
 
-@contextmanager
-def _locked(out: Path, shard: Shard | None) -> Iterator[None]:
-    """One run at a time may write a manifest."""
-    lock = FileLock(out / f".{manifest.name_of(shard)}.lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise UsageError(f"another run is writing to {out}: wait for it, or end it") from None
+def _conclude(
+    work: Batch, chosen: _Model, out: Path, shard: Shard | None
+) -> tuple[int, dict[str, int]]:
+    """Table and report over all shards; exit code and counts of this manifest.
 
-
-def _conclude(work: Batch, chosen: _Model, out: Path) -> tuple[int, dict[str, int]]:
-    """Table and report over all shards; exit code and counts of this manifest."""
-    lines = manifest.read_all(out, manifest.CASE_KEY)
-    table.write(out / "results.csv", lines, chosen.workflow)
-    page = report.write(out, lines, table.columns(chosen.workflow))
+    Raises:
+        UsageError: No case of OUT holds anything that is meant for a model.
+    """
+    with FileLock(out / ".report.lock"):  # shards may end at the same time
+        lines = manifest.read_all(out, manifest.CASE_KEY)
+        table.write(out / "results.csv", lines, chosen.workflow)
+        page = report.write(out, lines, table.columns(chosen.workflow))
     own = list(work.record.lines().values())
     counts = manifest.counts(own, manifest.CASE_STATUSES)
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     console.say(f"{told or 'no case'}; report: {page}, table: {out / 'results.csv'}")
+    if shard is None and own and counts["skipped"] == len(own):
+        raise UsageError(
+            "SOURCE holds nothing to work on: its studies hold only localizers, single images "
+            f"or reports, see {page}"
+        )
     return manifest.exit_code(own), counts
 
 
@@ -265,8 +265,9 @@ def _dry_run(
         try:
             job = batch.choose(work, study)
         except Refused as error:
-            console.say(f"{study.case}: would be rejected: {error}")
-            cases.append({"case": study.case, "status": "rejected", "code": error.code})
+            status = batch.refused_status(study)
+            console.say(f"{study.case}: would be {status}: {error}")
+            cases.append({"case": study.case, "status": status, "code": error.code})
             continue
         for line in batch.choice_lines(study, job):
             console.say(line)
@@ -275,10 +276,7 @@ def _dry_run(
         console.say(f"{study.case}: {said}")
         more = {} if needs is None else needs._asdict()
         cases.append({"case": study.case, "status": "would run", "series": job.used, **more})
-    counts = {
-        "would run": sum(one["status"] == "would run" for one in cases),
-        "rejected": sum(one["status"] == "rejected" for one in cases),
-    }
+    counts = manifest.counts(cases, ("would run", "skipped", "rejected"))
     console.say(", ".join(f"{count} {name}" for name, count in counts.items()))
     return Outcome(
         0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medplat import paths
 from medplat.report import pictures
 from medplat.types import Array, Volume
 
@@ -19,6 +20,5 @@ def draw(volume: Volume, mask: Array, path: Path) -> None:
         path: The file; it appears whole or not at all.
     """
     picture = pictures.triptych(volume, mask=mask, size=SIZE)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, "PNG")
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        picture.save(part, "PNG")

@@ -121,7 +121,7 @@ def _registered(project: Path) -> list[dict[str, Any]]:
         from medplat.track import registry as registered
 
         found = registered.list_models(project)
-    except MedplatError as error:
+    except (MedplatError, ModuleNotFoundError) as error:
         console.warn(f"registered models are not listed: {error}")
         return []
     return [

@@ -147,7 +147,12 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
         "No series fits an input of the model.",
         "Compare the reasons in the manifest with the workflow's inputs.",
     ),
-    ("NO_INPUT", "rejected", "The case holds nothing that could be read.", "See the reasons."),
+    (
+        "NO_INPUT",
+        "rejected",
+        "The case holds nothing that could be read (skipped where nothing in it is a volume).",
+        "See the reasons.",
+    ),
     (
         "FRAME_OF_REFERENCE",
         "rejected",

@@ -17,12 +17,12 @@ from medplat.dicom.phases import Phases
 from medplat.dicom.plans import Draft, Fate, SeriesPlan, SkippedError, left_out
 from medplat.dicom.series import SeriesFiles
 from medplat.errors import Refused
-from medplat.types import Array, Geometry, Volume
+from medplat.types import Array, Geometry, Series, Volume
 
 if TYPE_CHECKING:
     from medplat.pseudonym import Pseudonyms
 
-__all__ = ["Fate", "SeriesPlan", "plan", "read_volume", "study_times"]
+__all__ = ["Fate", "SeriesPlan", "broken", "plan", "read_volume", "study_times"]
 # Smaller moments are times of day: there was no date.
 _UNDATED_S = 1e6
 _DAY_S = 86_400
@@ -52,6 +52,7 @@ def plan(
 
     whole = draft(files.headers)
     try:
+        _one_patient(files)
         fit, unfit = screen.sort_out(files.headers)
         for header, code in unfit:
             whole.lose(header, code, left_out(code))
@@ -65,6 +66,41 @@ def plan(
     drafts[0].drop(unfit, f"of {len(files.headers)} images are left out")
     drafts[0].drop(parts.set_aside, "images beside the stack are left out")
     return [_plan_stack(one, allow_shear) for one in drafts]
+
+
+def _one_patient(files: SeriesFiles) -> None:
+    """Without UIDs, images of several patients may have come together: they are never mixed."""
+    persons = {(header.identity.patient_id, header.identity.issuer) for header in files.headers}
+    if not files.has_uid and len(persons) > 1:
+        text = f"images of {len(persons)} patients cannot be told apart without UIDs"
+        raise Refused("NO_UID", text)
+
+
+def broken(files: SeriesFiles, pseudonyms: Pseudonyms | None, message: str) -> SeriesPlan:
+    """The plan of a series on which `plan` broke: failed, every file with the code INTERNAL.
+
+    Args:
+        files: The series.
+        pseudonyms: As in `plan`.
+        message: What happened; never the text of the error, which may hold a name.
+    """
+    first = files.headers[0]
+    who = first.identity
+    failed = Series(
+        series_uid=files.series_uid,
+        study_uid=files.study_uid,
+        case=pseudonyms.case(files.study_uid) if pseudonyms else "",
+        patient=pseudonyms.patient(who.patient_id, who.issuer) if pseudonyms else "",
+        modality=first.modality,
+        number=first.series_number,
+        status="failed",
+        codes=("INTERNAL",),
+        messages=(message,),
+    )
+    key = summary.stack_key(files.headers, files, "", pseudonyms)
+    paths = sorted({header.path for header in files.headers})
+    fates = tuple(Fate(path, "rejected", reason="INTERNAL") for path in paths)
+    return SeriesPlan(failed, None, (), key, fates)
 
 
 def _flat_plans(

@@ -109,7 +109,7 @@ def _look(entry: Entry | sources.Litter) -> SourceFile:
         return SourceFile(path, "skipped", "NOT_DICOM", str(error))
     except TooLargeError as error:
         return SourceFile(path, "rejected", "UNSUPPORTED_SYNTAX", str(error))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError) as error:
         reason = f"the archive's member is damaged ({type(error).__name__})"
         return SourceFile(path, "rejected", "TRUNCATED", reason)
     except OSError as error:

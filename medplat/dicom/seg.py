@@ -8,7 +8,6 @@ UIDs are hashes of these, and the content date is the source's.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medplat import __version__
+from medplat import __version__, paths
 from medplat.dicom.segread import Segment, SegVolume, from_dataset, onto, read, referenced
 from medplat.errors import Refused
 from medplat.types import Array
@@ -196,15 +195,10 @@ def warm_up() -> None:
 
 
 def save(built: Dataset, path: Path) -> str:
-    """Write a data set to a temporary name, fsync, rename; returns the sha256 of the file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        built.save_as(file, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    temporary.replace(path)
-    return digest
+    """Write a data set, whole or not at all; returns the sha256 of the file."""
+    with paths.whole(path) as part:
+        built.save_as(part, enforce_file_format=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def uid_from(*words: str) -> str:
@@ -232,11 +226,25 @@ def _check(mask: Array, sources: Sequence[Dataset], labels: Sequence[Label]) -> 
             )
 
 
+def _valid(keyword: str, value: str) -> bool:
+    """Whether a date, time or sex is one: anonymisers leave words in their place."""
+    from pydicom.valuerep import DA, TM
+
+    try:
+        if keyword.endswith("Date"):
+            DA(value)
+        elif keyword.endswith("Time"):
+            TM(value)
+    except ValueError:
+        return False
+    return keyword != "PatientSex" or value in ("", "F", "M", "O")
+
+
 def _filled(source: Dataset) -> Dataset:
     """A copy with what highdicom asks for and a de-identified export may lack."""
     copy = deepcopy(source)
     for keyword in _NEEDED:
-        if keyword not in copy:
+        if keyword not in copy or not _valid(keyword, str(copy.get(keyword) or "")):
             setattr(copy, keyword, "")
     meta = getattr(source, "file_meta", None)
     for keyword, other in (
@@ -304,9 +312,9 @@ def _content_time(source: Dataset) -> tuple[Any, Any]:
     from pydicom.valuerep import DA, TM
 
     for what in ("Content", "Acquisition", "Series", "Study"):
-        date, time = source.get(f"{what}Date"), source.get(f"{what}Time")
-        if date:
-            return DA(str(date)), TM(str(time or "000000"))
+        date, time = (str(source.get(f"{what}{kind}") or "") for kind in ("Date", "Time"))
+        if date and _valid("Date", date):
+            return DA(date), TM(time if time and _valid("Time", time) else "000000")
     return DA("19000101"), TM("000000")
 
 

@@ -64,8 +64,14 @@ def open_entry(entry: Entry) -> BinaryIO:
     if entry.member is None:
         return entry.file.open("rb", buffering=1 << 16)
     archive = open_archive(entry.file, entry.mtime_ns)
-    with archive.open(entry.member) as member:
-        data = member.read(MAX_MEMBER + 1)
+    try:
+        with archive.open(entry.member) as member:
+            data = member.read(MAX_MEMBER + 1)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # Each way of packing has errors of its own; all mean that the member is damaged.
+        raise zipfile.BadZipFile(f"{type(error).__name__} in a member") from error
     if len(data) > entry.size:
         raise zipfile.BadZipFile("a member inflates beyond its declared size")
     return BytesIO(data)
@@ -89,13 +95,24 @@ def _folder(root: Path) -> Iterator[Entry | Litter]:
     pending = [root]
     while pending:
         folder = pending.pop()
-        with os.scandir(folder) as found:
-            items = list(found)
+        try:
+            with os.scandir(folder) as found:
+                items = list(found)
+        except OSError as error:
+            if folder == root:
+                raise UsageError(f"{root} cannot be read ({error.strerror})") from error
+            shown = folder.relative_to(root).as_posix()
+            reason = f"the folder cannot be read ({error.strerror})"
+            yield Litter(shown, "rejected", "MISSING_FILE", reason)
+            continue
         for item in items:
             path = Path(item.path)
             shown = path.relative_to(root).as_posix()
             if item.is_symlink():
-                target = path.resolve()
+                target = _target(path)
+                if target is None:
+                    yield Litter(shown, "rejected", "MISSING_FILE", "the link leads to itself")
+                    continue
                 if not target.is_relative_to(real_root):
                     yield Litter(shown, "rejected", "OUTSIDE_ROOT", "the link leaves SOURCE")
                     continue
@@ -108,6 +125,14 @@ def _folder(root: Path) -> Iterator[Entry | Litter]:
                 pending.append(path)
                 continue
             yield from _plain(path, shown)
+
+
+def _target(link: Path) -> Path | None:
+    """Where a link leads; None for a loop (Python raises RuntimeError up to 3.12)."""
+    try:
+        return link.resolve(strict=False)
+    except (OSError, RuntimeError):
+        return None
 
 
 def _plain(path: Path, shown: str) -> Iterator[Entry | Litter]:

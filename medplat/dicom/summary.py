@@ -36,7 +36,7 @@ def describe(
         modality=first.modality,
         number=first.series_number,
         description=scrub(first.series_description, first.identity.texts),
-        image_type=first.image_type,
+        image_type=tuple(scrub(one, first.identity.texts) for one in first.image_type),
         slice_thickness_mm=first.slice_thickness,
         contrast=True if True in agents else False if agents == {False} else None,
         frame_of_reference_uid=first.frame_of_reference_uid or None,

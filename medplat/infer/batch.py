@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from medplat import __version__, console, nifti
 from medplat.dicom import select
@@ -90,6 +91,12 @@ def run(batch: Batch, studies: Iterable[Study], on_ready: Callable[[Probe], None
     finally:
         crew.stop()
     return redone
+
+
+def refused_status(study: Study) -> str:
+    """What a study that is not run is: "skipped" where no series of it was meant for a volume."""
+    only_skipped = bool(study.series) and all(one.status == "skipped" for one in study.series)
+    return "skipped" if only_skipped else "rejected"
 
 
 def choose(batch: Batch, study: Study) -> Job:
@@ -176,7 +183,7 @@ def with_digests(batch: Batch, job: Job) -> Job:
     try:
         with ThreadPoolExecutor(max(1, batch.setup.workers)) as readers:
             digests = sorted(readers.map(_entry_sha256, job.entries))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise Refused(
             "TRUNCATED", f"an input file cannot be read ({type(error).__name__})"
         ) from error
@@ -241,7 +248,7 @@ def _refuse(
     """Record a case for which no inputs could be chosen; the same refusal is not repeated."""
     left = _named(study, error.reasons) if isinstance(error, select.NotChosen) else {}
     job = Job(study.case, study.patient, study.kind, (), batch.out / study.case, (), {}, left)
-    result = Result("rejected", error.code, error.message)
+    result = Result(refused_status(study), error.code, error.message)
     line = _line(batch, job, result)
     console.say(f"{study.case}: {_ended(result)}")
     for reason in left.values():

@@ -97,6 +97,8 @@ def run(job: Job, read_: Read, model: Model) -> Result:
             result = _write(job, prediction, read_.volumes[0], model)
     except Exception as error:
         result = failure(error, stage)
+        for entry in job.entries:
+            result.message = result.message.replace(str(entry.file), entry.file.name)
         with _timed(seconds, "write"):
             outputs.write_failure(job, result, model.name)
     result.seconds = seconds

@@ -97,7 +97,7 @@ class Result:
     """How a case ended.
 
     Attributes:
-        status: "done", "rejected" or "failed".
+        status: "done", "skipped" (nothing in it is a volume), "rejected" or "failed".
         code: Of the error; "" when done.
         message: One sentence; "" when done.
         notes: Sentences about a case that is done (seg.dcm was refused ...).

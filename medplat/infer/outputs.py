@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medplat import nifti
+from medplat import nifti, paths
 from medplat.dicom import seg
 from medplat.errors import Refused
 from medplat.infer.jobs import Job, ModelName, Number, Result, SegKind
@@ -181,6 +181,5 @@ def _write_dicom(
 def _write_png(mask: Array, path: Path) -> None:
     from PIL import Image
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(np.ascontiguousarray(mask[:, :, 0].T)).save(temporary, "PNG")
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        Image.fromarray(np.ascontiguousarray(mask[:, :, 0].T)).save(part, "PNG")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medplat import manifest, nifti
-from medplat.errors import DataError, UsageError
+from medplat.errors import DataError, MedplatError, UsageError
 from medplat.infer.jobs import SourceKind, Study
 from medplat.types import Image, Series
 from medplat.workflow.schema import Input
 
 if TYPE_CHECKING:
     from medplat.dicom.read import SeriesPlan
+    from medplat.dicom.series import SeriesFiles
     from medplat.pseudonym import Pseudonyms
 
 NIFTI = (".nii", ".nii.gz")
@@ -94,13 +95,25 @@ def _dicom(source: Path, pseudonyms: Pseudonyms, workers: int, shard: Shard | No
     plans: list[SeriesPlan] = []
     for group in groups:
         if shard is None or share(group.study_uid, shard):
-            plans += read.plan(group, pseudonyms=pseudonyms)
+            plans += _decided(group, pseudonyms)
     studies: dict[str, list[SeriesPlan]] = {}
     for plan in read.study_times(plans):
         studies.setdefault(plan.series.case, []).append(plan)
     left = Counter(f"{one.status} ({one.code})" for one in files if one.status != "image")
     notes = tuple(f"{count} files {what}" for what, count in sorted(left.items()))
     return Found("dicom", tuple(_study(case, own) for case, own in studies.items()), notes)
+
+
+def _decided(group: SeriesFiles, pseudonyms: Pseudonyms) -> list[SeriesPlan]:
+    """The plans of a series; one that the planner breaks on fails alone."""
+    from medplat.dicom import read
+
+    try:
+        return read.plan(group, pseudonyms=pseudonyms)
+    except MedplatError:
+        raise
+    except Exception as error:
+        return [read.broken(group, pseudonyms, f"a bug in medplat: {type(error).__name__}")]
 
 
 def _study(case: str, plans: Sequence[SeriesPlan]) -> Study:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor
 from monai.transforms import Transform
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from medplat import transforms
 from medplat.errors import DataError, MedplatError, Refused
@@ -88,7 +88,8 @@ class Prepare(Transform):  # type: ignore[misc]
     def __init__(self, workflow: TrainWorkflow, training: bool) -> None:
         self.workflow = workflow
         self.training = training
-        self._compose = transforms.compose(workflow.transforms)
+        # What is measured is prepared as at inference: no transform may see the truth.
+        self._compose = transforms.compose(workflow.transforms, allow_missing_keys=not training)
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Read and transform; any failure names the case.
@@ -104,13 +105,14 @@ class Prepare(Transform):  # type: ignore[misc]
             what = "label" if self.workflow.task.kind == "segment" else "target"
             raise DataError(f"case {case.case}: has no {what}: give it one or leave it out")
         truth, geometry = read.pop("truth"), read.pop("geometry")
+        if not self.training:
+            read.pop("label", None)
         try:
             done = dict(self._compose(read))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"case {case.case}: transforms: {_first_line(error)}") from error
         if self.training:
             return self._for_training(done, truth)
-        done.pop("label", None)
         return done | {"truth": truth, "geometry": geometry}
 
     def _for_training(self, done: dict[str, Any], truth: Any) -> dict[str, Any]:
@@ -329,10 +331,26 @@ def train_loader(
         batch_size=train.batch_size,
         sampler=EpochOrder(len(prepared), train.patches_per_case, train.seed),
         num_workers=workers,
+        collate_fn=together,
         generator=torch.Generator().manual_seed(train.seed),
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
     )
+
+
+def together(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Examples as one batch.
+
+    Raises:
+        DataError: Their images differ in size.
+    """
+    sizes = dict.fromkeys("x".join(map(str, one["image"].shape[1:])) for one in examples)
+    if len(sizes) > 1:
+        raise DataError(
+            f"a batch holds images of {' and '.join(list(sizes)[:2])} voxels: set "
+            "train.patch_size, or bring them to one size by a transform (ResizeWithPadOrCropd)"
+        )
+    return dict(default_collate(examples))
 
 
 def validation_loader(prepared: Sequence[Mapping[str, Any]]) -> DataLoader[dict[str, Any]]:

@@ -26,14 +26,15 @@ def resolve(cases: Sequence[Case], inputs: Sequence[Input]) -> list[Case]:
     """Give each case one image for each input of the model.
 
     A case with `images` must name them all; a case with `series` is searched by the rules of
-    `inputs`. A study in which they find nothing, or two, is left out with a warning.
+    `inputs`. A study in which they find nothing, or two, is left out; one warning a code says how
+    many there are, and the first.
 
     Raises:
         DataError: A case lacks an image, two cases have the same id, or no case is left.
     """
     seen: set[str] = set()
     kept: list[Case] = []
-    left_out: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for case in cases:
         if case.case in seen:
             raise DataError(f"case {case.case}: occurs twice in the data set; ids must be unique")
@@ -41,14 +42,16 @@ def resolve(cases: Sequence[Case], inputs: Sequence[Input]) -> list[Case]:
         try:
             kept.append(_with_images(case, inputs))
         except Refused as error:
-            left_out.append(f"case {case.case}: left out: {error}")
-    for line in left_out[:20]:
-        console.warn(line)
-    if len(left_out) > 20:
-        console.warn(f"... and {len(left_out) - 20} more cases are left out")
+            left_out.setdefault(error.code, []).append(f"case {case.case}: {error.message}")
+    reasons = [
+        f"{len(found)} of {len(cases)} cases left out, {code}; the first is {found[0]}"
+        for code, found in left_out.items()
+    ]
     if not kept:
-        first = f"; the first reason: {left_out[0]}" if left_out else ""
-        raise DataError(f"the data set gives no case with all inputs of the model{first}")
+        why = "".join(f"; {reason}" for reason in reasons)
+        raise DataError(f"the data set gives no case with all inputs of the model{why}")
+    for reason in reasons:
+        console.warn(reason)
     return kept
 
 

@@ -57,9 +57,9 @@ def draw(compared: Sequence[Compared], names: Sequence[str], path: Path, note: s
     for (left, right), one in zip(axes, shown, strict=True):
         _draw_runs(left, one, names)
         _draw_differences(right, one)
-    first = names[0].replace("\n", " ")
+    first = names[0].splitlines()[0].partition(",")[0]
     axes[0][0].set_title("each case, mean and 95 % interval", fontsize=10)
-    axes[0][1].set_title(f"difference from {first}", fontsize=10)
+    axes[0][1].set_title(f"difference from the first: {first}", fontsize=10)
     if note:
         figure.supxlabel(note, fontsize=8)
     figure.savefig(path, dpi=130, metadata={"Software": None})

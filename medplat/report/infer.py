@@ -10,7 +10,7 @@ from medplat import manifest
 from medplat.dicom.codes import CODES
 from medplat.report import page, pictures
 
-_RANK = {"failed": 0, "rejected": 1, "done": 2, "unchanged": 3}
+_RANK = {"failed": 0, "rejected": 1, "skipped": 2, "done": 3, "unchanged": 4}
 
 
 def write(out: Path, lines: Sequence[manifest.Line], columns: Sequence[str]) -> Path:

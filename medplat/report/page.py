@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import medplat
+from medplat import paths
 
 _TEMPLATES = Path(__file__).parent / "templates"
 ROWS_A_PAGE = 200
@@ -76,13 +76,8 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a page: all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with paths.whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_pages(

@@ -121,7 +121,7 @@ def case_metrics(
         workflow: The train workflow.
         prediction: Class indices, (x, y, z) or (x, y).
         truth: Class indices, same shape.
-        spacing_mm: Voxel size along each axis.
+        spacing_mm: Voxel size along all three axes, also where the case is a single slice.
         distances: Add HD95 and the normalised surface distance at 1 mm (slow).
 
     Returns:
@@ -131,7 +131,7 @@ def case_metrics(
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    voxel_ml = float(np.prod(np.asarray(spacing_mm[: truth.ndim], dtype=np.float64))) / 1000.0
+    voxel_ml = float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
     metrics: dict[str, float] = {}
     for index, label in enumerate(section(workflow).labels, start=1):
         ours, theirs = prediction == index, truth == index

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from medplat import console
 
 METRICS_A_CALL = 1000
 FLUSH_SECONDS = 30.0
+# MLflow refuses the whole batch for one name with any other character.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_/. :-]")
 
 
 class MetricBuffer:
@@ -39,9 +42,13 @@ class MetricBuffer:
         self._flushed = time.monotonic()
 
     def add(self, metrics: Mapping[str, float], step: int, model_id: str | None) -> None:
-        """Add finite values; send if it is time."""
+        """Add finite values; send if it is time. What no name may hold (`HER2+`) becomes `_`."""
         now = int(time.time() * 1000)
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        finite = {
+            _NOT_IN_A_NAME.sub("_", name): float(value)
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        }
         ready = [Metric(name, value, now, step, model_id) for name, value in finite.items()]
         with self._lock:
             self._waiting.extend(ready)

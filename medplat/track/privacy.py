@@ -17,7 +17,8 @@ _OURS = re.compile(r"^(patient|case)-[0-9a-z]{10}$")
 
 def is_path(key: str, text: str) -> bool:
     """Whether a setting is a file of the user's: by its key, or by how it looks."""
-    if key.rpartition(".")[2] in _PATH_KEYS:
+    last = key.rpartition(".")[2]
+    if last in _PATH_KEYS or (last == "model" and not text.startswith(("models:", "runs:"))):
         return True
     absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
     return absolute or text.startswith(("./", "../", "~", "..\\", "file:"))

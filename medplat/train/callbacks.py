@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from medplat import paths
 from medplat.errors import UsageError
 from medplat.train.logger import Epochs, Sink
 from medplat.train.measure import Measure, write_cases
@@ -109,10 +109,10 @@ class Validation(pl.Callback):  # type: ignore[misc]
         self._stop_early(trainer)
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        """More than before; the first always is; a later number beats an undefined one."""
+        """More than before; while the number is undefined, the latest weights are kept."""
         now = metrics.get(self._measure.primary, math.nan)
         before = self.best.get(self._measure.primary, math.nan)
-        return self.best_epoch == 0 or now > before or (math.isnan(before) and not math.isnan(now))
+        return math.isnan(before) or now > before
 
     def _stop_early(self, trainer: Any) -> None:
         if self._train.early_stop is not None and self.worse >= self._train.early_stop:
@@ -151,11 +151,8 @@ class Last(pl.Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save; last in the list, so that every other callback has its final state."""
-        part = self._path.with_name(f".{LAST}.tmp")
-        trainer.save_checkpoint(part, weights_only=False)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(self._path)
+        with paths.whole(self._path) as part:
+            trainer.save_checkpoint(part, weights_only=False)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note which workflow this is."""
@@ -179,6 +176,5 @@ def save_weights(network: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-    part = path.with_name(f".{path.name}.tmp")
-    save_file({key: value.contiguous() for key, value in state.items()}, part)
-    part.replace(path)
+    with paths.whole(path) as part:
+        save_file({key: value.contiguous() for key, value in state.items()}, part)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medplat import tasks
+from medplat import paths, tasks
 from medplat.tasks import window
 from medplat.types import Affine, Array, Geometry
 from medplat.workflow.schema import TrainWorkflow
@@ -53,11 +53,16 @@ class Measure:
         self, network: nn.Module, case: Mapping[str, Any], device: torch.device | str
     ) -> dict[str, float]:
         """The task's metrics of one case."""
-        prediction = self.predict(network, case, device)
+        return self.metrics(self.predict(network, case, device), case)
+
+    def metrics(
+        self, prediction: Array, case: Mapping[str, Any], *, distances: bool = False
+    ) -> dict[str, float]:
+        """How a prediction fits the truth of its case; with surface distances where asked."""
         affine = np.asarray(case["geometry"].affine)
         spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
         return tasks.get(self.workflow.task.kind).case_metrics(
-            self.workflow, prediction, np.asarray(case["truth"]), spacing
+            self.workflow, prediction, np.asarray(case["truth"]), spacing, distances=distances
         )
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -75,15 +80,12 @@ class Measure:
 
 def write_cases(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `cases.csv`: case, patient, then the metrics; an undefined one is left empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_name(f".{path.name}.tmp")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with paths.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({name: _cell(value) for name, value in row.items()})
-    part.replace(path)
 
 
 def _cell(value: Any) -> str:

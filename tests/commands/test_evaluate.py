@@ -208,3 +208,12 @@ def test_the_worst_row_of_a_classification():
     row = evaluate.worst_row(workflow, Case("x", "px", target="ill"), rows)
     assert (row["correct"], row["probability_ill"], row["target"]) == (0.0, 0.0, 1.0)
     assert row["log_loss"] == max(one["log_loss"] for one in rows)
+
+
+def test_a_case_without_truth_cannot_score_the_worst():
+    workflow = workflow_read.read_text(CLASSIFY, "train.yaml", kind="train", plugins=False)
+    from medplat.types import Case
+
+    assert evaluate.has_truth(workflow, Case("x", "px", target="ill"))
+    assert not evaluate.has_truth(workflow, Case("x", "px"))
+    assert not evaluate.has_truth(workflow, Case("x", "px", target="unknown"))

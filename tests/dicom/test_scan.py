@@ -132,6 +132,43 @@ def test_a_member_damaged_inside_the_archive(dicom: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_does_not_unpack_is_refused_alone(tmp_path: Path, packing: int) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", packing) as file:
+        file.writestr("broken", bytes(range(256)) * 400)
+        file.writestr("whole", b"hello")
+    data = bytearray(archive.read_bytes())
+    for index in range(40, 70):
+        data[index] ^= 0xFF
+    archive.write_bytes(data)
+    found = verdicts(scan(tmp_path))
+    assert (found["a.zip!broken"], found["a.zip!whole"]) == ("TRUNCATED", "NOT_DICOM")
+
+
+def test_links_that_lead_to_one_another(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to("c")
+    assert verdicts(scan(tmp_path)) == dict.fromkeys("abc", "MISSING_FILE")
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "file").write_bytes(b"hello")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert verdicts(scan(tmp_path)) == {"closed": "MISSING_FILE", "file": "NOT_DICOM"}
+
+
 def test_links_and_special_files(dicom: Any, tmp_path: Path) -> None:
     made = dicom.make()
     outside = dicom.write(tmp_path / "outside", made.flat)

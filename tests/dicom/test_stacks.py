@@ -273,6 +273,17 @@ def test_empty_uids(dicom: Any, tmp_path: Path) -> None:
     assert one.series.status == "warned"
 
 
+def test_without_uids_two_patients_never_become_two_phases(dicom: Any, tmp_path: Path) -> None:
+    made = dicom.make(phases=2).each(
+        lambda image, t, z: image.update(
+            {"StudyInstanceUID": "", "SeriesInstanceUID": "", "PatientID": f"P{t}"}
+        )
+    )
+    one = only(dicom.write(tmp_path, made.flat))
+    assert (one.series.status, one.series.codes) == ("rejected", ("NO_UID",))
+    assert "2 patients" in one.series.messages[0]
+
+
 @pytest.mark.parametrize("keyword", ["PixelSpacing", "ImagerPixelSpacing"])
 def test_projection_images_are_flat(dicom: Any, tmp_path: Path, keyword: str) -> None:
     made = dicom.make(slices=2)

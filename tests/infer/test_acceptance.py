@@ -68,7 +68,9 @@ def test_twenty_cases_of_which_five_fail_in_five_ways(
     done = verb.run()
     assert done.returncode == 3, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["counts"] == {"done": 15, "unchanged": 0, "rejected": 2, "failed": 3}
+    assert summary["counts"] == {
+        "done": 15, "unchanged": 0, "skipped": 0, "rejected": 2, "failed": 3,
+    }  # fmt: skip
     assert summary["exit_code"] == 3
     assert summary["resume"].startswith("medplat infer -m ")
     assert done.stderr.count(f"resume with: {summary['resume']}\n") == 2
@@ -90,7 +92,7 @@ def test_twenty_cases_of_which_five_fail_in_five_ways(
     again = verb.run()
     assert again.returncode == 3
     assert json.loads(again.stdout)["counts"] == {
-        "done": 0, "unchanged": 15, "rejected": 2, "failed": 3,
+        "done": 0, "unchanged": 15, "skipped": 0, "rejected": 2, "failed": 3,
     }  # fmt: skip
     assert count(diary) == seen  # no model was loaded
     assert verb.files() == before

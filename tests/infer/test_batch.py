@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from PIL import Image
 from pydicom import dcmread
 
 from medplat import loaders, manifest, nifti, pseudonym, registry, transforms
-from medplat.commands import infer_overlay
+from medplat.commands import convert, infer, infer_overlay
+from medplat.dicom import read as dicom_read
 from medplat.dicom import seg
 from medplat.errors import UsageError
 from medplat.infer import batch, case, sources, table
@@ -216,6 +218,98 @@ def test_broken_studies_are_refused_one_by_one(
     run(export)
     assert run.redone == []
     assert len((run.out / "manifest.jsonl").read_text().splitlines()) == count + 1
+
+
+def test_a_study_of_localizers_is_skipped_and_not_held_against_the_run(
+    make_model: Make,
+    write_study: Any,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "Crew", Inline)
+    model, export, out = str(make_model()), tmp_path / "export", tmp_path / "out"
+    write_study(export, 1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    for _ in range(2):
+        with pytest.raises(UsageError, match="nothing to work on"):
+            infer.run(model, export, out, project=project)
+    (line,) = (json.loads(text) for text in (out / "manifest.jsonl").read_text().splitlines())
+    assert (line["status"], line["error"]["code"]) == ("skipped", "NO_INPUT")
+    assert "ImageType says localizer" in line["error"]["message"]
+    assert "LOCALIZER" in next(iter(line["not_taken"].values()))
+    assert infer.run(model, export, out, project=project, shard=(1, 1)).exit_code == 0
+
+    write_study(export, 2)
+    outcome = infer.run(model, export, out, project=project)
+    assert outcome.exit_code == 0
+    assert outcome.summary["counts"] == {
+        "done": 1, "unchanged": 0, "skipped": 1, "rejected": 0, "failed": 0,
+    }  # fmt: skip
+    (row,) = (
+        row
+        for row in csv.DictReader((out / "results.csv").read_text().splitlines())
+        if row["status"] == "skipped"
+    )
+    assert (row["code"], row["lesion_ml"]) == ("NO_INPUT", "")
+    assert 'data-status="skipped"' in (out / "report.html").read_text()
+
+    write_study(export, 3)[2].unlink()
+    assert infer.run(model, export, out, project=project).exit_code == 3
+
+
+def test_words_in_place_of_dates_do_not_cost_the_result(
+    runner: Any, write_study: Any, tmp_path: Path
+) -> None:
+    run, export = runner(), tmp_path / "export"
+    for path in write_study(export, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = dcmread(path)
+            image.StudyDate = image.ContentDate = image.PatientBirthDate = "REMOVED"
+            image.StudyTime, image.PatientSex = "NONE", "UNKNOWN"
+            image.save_as(path)
+    line = run.only(export)
+    assert (line["status"], line["notes"]) == ("done", [])
+    written = dcmread(run.out / line["case"] / "seg.dcm")
+    assert not written.PatientBirthDate
+    assert not written.PatientSex
+
+
+def test_a_series_that_breaks_the_planner_fails_alone(
+    runner: Any, write_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = dicom_read.plan
+
+    def plan(group: Any, **options: Any) -> Any:
+        if len(group.headers) == 7:
+            raise IndexError("Secret")
+        return real(group, **options)
+
+    monkeypatch.setattr(dicom_read, "plan", plan)
+    write_study(tmp_path / "export", 1)
+    write_study(tmp_path / "export", 2, shape=(18, 14, 7))
+    lines = runner()(tmp_path / "export").values()
+    assert sorted(line["status"] for line in lines) == ["done", "rejected"]
+    assert "Secret" not in json.dumps(list(lines))
+
+
+def test_results_and_conversions_are_not_mixed(
+    runner: Any, write_study: Any, tmp_path: Path, project: Path
+) -> None:
+    run = runner()
+    write_study(tmp_path / "export", 1)
+    run(tmp_path / "export")
+    with pytest.raises(UsageError, match="holds results of infer"):
+        convert.run(tmp_path / "export", run.out, project=project)
+
+
+def test_no_path_stands_in_a_refusal(runner: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "SecretPlace"
+    folder.mkdir()
+    (folder / "one.nii.gz").write_bytes(b"junk")
+    line = runner().only(folder)
+    assert (line["status"], line["error"]["code"]) == ("rejected", "TRUNCATED")
+    assert "SecretPlace" not in json.dumps(line)
 
 
 def test_source_without_uids_gets_no_dicom_object(

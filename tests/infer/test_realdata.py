@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
-from pydicom.uid import generate_uid
+
+sys.path.insert(0, str(Path(__file__).parent))
+import real_ct
 
 from medplat import nifti, pseudonym, registry, transforms
 from medplat.commands import infer_overlay
@@ -40,57 +42,20 @@ def predict(folder: Path, source: Path, project: Path, kind: Any) -> tuple[Path,
     return job.folder, case.run(job, case.read(job, setup.inputs), model)
 
 
-def with_uids(source: Path, target: Path) -> list[Any]:
-    """A copy of the CT, whose UIDs are empty, with UIDs filled in."""
-    target.mkdir()
-    found = []
-    for path in sorted(source.iterdir()):
-        dataset = dcmread(path, force=True)
-        dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
-        dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series"])
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(
-            entropy_srcs=[path.name]
-        )
-        if not dataset.get("FrameOfReferenceUID"):
-            dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
-        dataset.save_as(target / path.name)
-        found.append(dataset)
-    return found
-
-
-def points(dataset: Any, mask: Any, position: Any) -> Any:
-    """LPS positions of the set voxels of one plane, by IOP, IPP and PixelSpacing."""
-    row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
-    rows, columns = (float(one) for one in dataset.PixelSpacing)
-    j, i = np.nonzero(mask)
-    return np.array(position, float) + np.outer(i * columns, row) + np.outer(j * rows, column)
-
-
 @pytest.mark.parametrize("kind", ["labelmap", "binary"])
 def test_real_ct_and_back(
     kind: str, realdata: Path, make_model: Callable[..., Path], project: Path, tmp_path: Path
 ) -> None:
-    images = with_uids(realdata / "dicom" / "totalseg_ct", tmp_path / "ct")
+    images = real_ct.with_uids(realdata / "dicom" / "totalseg_ct", tmp_path / "ct")
     folder, result = predict(make_model(window=256), tmp_path / "ct", project, kind)
     assert result.status == "done", result.message
     truth = []
     for one in images:
         hu = one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept)
-        truth.append(points(one, hu > 500, one.ImagePositionPatient))
+        truth.append(real_ct.points(one, hu > 500, one.ImagePositionPatient))
     there = np.vstack(truth)
     assert len(there) > 1000
-    found = dcmread(folder / "seg.dcm")
-    pixels = found.pixel_array
-    shared = found.SharedFunctionalGroupsSequence[0]
-    plane = shared.PlaneOrientationSequence[0]
-    plane.PixelSpacing = shared.PixelMeasuresSequence[0].PixelSpacing
-    here = np.vstack(
-        [
-            points(plane, frame > 0, own.PlanePositionSequence[0].ImagePositionPatient)
-            for own, frame in zip(found.PerFrameFunctionalGroupsSequence, pixels, strict=True)
-        ]
-    )
+    here = real_ct.seg_points(folder / "seg.dcm")
     assert len(here) == len(there)
     assert np.abs(here.mean(0) - there.mean(0)).max() < 0.01
     volume = nifti.read(folder / "seg.nii.gz")

@@ -64,6 +64,26 @@ def test_a_case_without_label_is_named(path: Path) -> None:
         batches.prepare([replace(cases[0], label=None)], workflow, training=True)
 
 
+def test_what_is_measured_is_prepared_without_its_truth(path: Path) -> None:
+    """A crop around the label would hand the model the answer, and fail at inference."""
+    crop = "transforms=[{CropForegroundd: {keys: [image, label], source_key: label}}]"
+    workflow, cases = load(path, crop)
+    batches.prepare(cases[:1], workflow, training=True)
+    with pytest.raises(DataError, match="case case0: transforms: "):
+        batches.prepare(cases[:1], workflow, training=False)
+    workflow, cases = load(path, "transforms=[{Flipd: {keys: [image, label], spatial_axis: 0}}]")
+    found = batches.prepare(cases[:1], workflow, training=False)[0]
+    assert "label" not in found
+    assert found["truth"].shape == tuple(found["image"].shape[1:])
+
+
+def test_images_of_different_sizes_are_not_a_bug_of_ours(path: Path) -> None:
+    small, large = ({"image": torch.zeros(1, side, 4, 4)} for side in (4, 5))
+    assert batches.together([small, small])["image"].shape == (2, 1, 4, 4, 4)
+    with pytest.raises(DataError, match=r"images of 4x4x4 and 5x4x4 voxels: set train.patch_size"):
+        batches.together([small, large])
+
+
 def test_a_failing_transform_names_the_case(path: Path) -> None:
     resize = "transforms=[{Resized: {keys: image, spatial_size: [4, 4]}}]"
     workflow, cases = load(path, resize)

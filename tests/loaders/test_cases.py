@@ -137,9 +137,19 @@ def test_series_are_chosen_by_the_inputs(capsys: pytest.CaptureFixture[str]) -> 
     found = loaders.resolve([good, two], inputs)
     assert [case.case for case in found] == ["a"]
     assert found[0].images == {"t1": Image(Path("1.nii")), "dce": Image(Path("2.nii"), 1)}
-    assert "case b: left out: AMBIGUOUS_INPUT" in capsys.readouterr().err
-    with pytest.raises(DataError, match="no case with all inputs of the model; the first reason"):
+    assert "1 of 2 cases left out, AMBIGUOUS_INPUT; the first is case b" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no case with all inputs of the model; 1 of 1 cases left"):
         loaders.resolve([two], inputs)
+
+
+def test_unrelated_studies_take_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Case("a", "p", series=(series(1, "T1 ax"),))
+    others = [Case(f"b{one}", f"q{one}", series=(series(2, "CT head"),)) for one in range(30)]
+    two = Case("c", "r", series=(series(3, "T1 ax"), series(4, "T1 cor")))
+    loaders.resolve([good, *others, two], [Input(name="t1", description=("t1*",))])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "30 of 32 cases left out, MISSING_INPUT; the first is case b0: no series fits" in first
+    assert "1 of 32 cases left out, AMBIGUOUS_INPUT; the first is case c: 2 series fit" in second
 
 
 def test_contents_change_with_a_voxel_and_not_with_the_order(tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def test_case_metrics_by_hand(workflow: TrainWorkflow) -> None:
     assert found["truth_ml_b"] == 0
 
 
+def test_a_single_slice_has_its_thickness(workflow: TrainWorkflow) -> None:
+    truth = np.zeros((5, 4), np.uint8)
+    truth[0, :2] = 1
+    found = segment.case_metrics(workflow, truth, truth, (2.0, 1.0, 5.0), distances=True)
+    assert found["truth_ml_a"] == pytest.approx(2 * 10 / 1000)
+    assert found["hd95_mm_a"] == 0
+
+
 def test_distances_know_the_spacing(workflow: TrainWorkflow) -> None:
     truth, ours = np.zeros((20, 9, 9), np.uint8), np.zeros((20, 9, 9), np.uint8)
     truth[4:8, 2:7, 2:7] = 1

@@ -100,6 +100,9 @@ def test_the_rest_of_a_workflow_is_kept() -> None:
         ("anything", "~/home", True),
         ("pattern", "(\\w+)_", False),
         ("evaluate.model", "models:/lesions@candidate", False),
+        ("evaluate.model", "runs:/0a1b", False),
+        ("evaluate.model", "studies/smith/best", True),
+        ("model.name", "unet", False),
     ],
 )
 def test_what_counts_as_a_path(key: str, value: str, expected: bool) -> None:

@@ -63,6 +63,15 @@ def test_metrics_wait_and_go_in_batches(begin: Begin, monkeypatch: pytest.Monkey
     run.finish()
 
 
+def test_a_class_of_any_name_does_not_hold_up_the_metrics(store: Store, begin: Begin) -> None:
+    run = begin()
+    run.log_metrics({"val_n_HER2+": 3.0, "val_n_HER2-": 4.0, "val_n_(größer)": 5.0, "auc": 0.5}, 1)
+    run.finish()
+    found = store.client.get_run(run.run_id).data.metrics
+    wanted = {"val_n_HER2_": 3.0, "val_n_HER2-": 4.0, "val_n__gr__er_": 5.0, "auc": 0.5}
+    assert found == wanted
+
+
 def test_metrics_do_not_wait_longer_than_half_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from medplat import registry, tasks
 from medplat.errors import DataError, UsageError
 from medplat.infer import restore
 from medplat.loaders import batches
-from medplat.train import fit
+from medplat.train import callbacks, fit
 from medplat.train.measure import Measure, write_cases
 from medplat.workflow import read
 
@@ -122,6 +122,22 @@ def test_the_word_for_a_precision() -> None:
     assert fit.autocast_type("bf16", cpu) == torch.bfloat16
     with pytest.raises(UsageError, match="16 needs a GPU"):
         fit.precision("16", cpu)
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([0.5, 0.4, 0.6], 3), ([math.nan, math.nan], 2), ([math.nan, 0.1, math.nan], 2)],
+)
+def test_without_a_number_the_latest_weights_are_the_best_known(
+    path: Path, tmp_path: Path, values: list[float], best: int
+) -> None:
+    workflow = train_once.read_workflow(path)
+    measure = Measure(workflow, 1, restore.restore)
+    judge = callbacks.Validation(tmp_path, None, measure, workflow.train, None)  # type: ignore[arg-type]
+    for epoch, value in enumerate(values, start=1):
+        if judge._is_best({"dice": value}):
+            judge.best_epoch, judge.best = epoch, {"dice": value}
+    assert judge.best_epoch == best
 
 
 def test_undefined_metrics_are_empty_cells(tmp_path: Path) -> None:
