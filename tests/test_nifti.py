@@ -231,7 +231,11 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "sidecar",
-    ['{"rescale": {"slope": "x"}}', '{"rescale": {"slope": null}}', '{"geometry": {"affine": "x"}}'],
+    [
+        '{"rescale": {"slope": "x"}}',
+        '{"rescale": {"slope": null}}',
+        '{"geometry": {"affine": "x"}}',
+    ],
 )
 def test_a_sidecar_that_holds_no_numbers_is_named(tmp_path: Path, sidecar: str) -> None:
     volume = Volume(np.zeros((4, 5, 6), np.int16), Geometry(np.eye(4), (4, 5, 6)))
