@@ -59,6 +59,12 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
     ),
     ("DUPLICATE_FILE", "warned", "The same image was found twice; one copy is used.", _NONE),
     # Series
+    (
+        "MIXED_PATIENT",
+        "rejected",
+        "The images of one series name several patients.",
+        "Ask the archive what belongs together.",
+    ),
     ("NO_UID", "warned", "Study or series UID is empty; no DICOM SEG can be written.", _NONE),
     ("LOCALIZER", "skipped", "A scout or localizer.", _NONE),
     ("DERIVED", "skipped", "A projection, screen save or secondary capture.", _NONE),

@@ -69,8 +69,11 @@ def plan(
 
 
 def _one_patient(files: SeriesFiles) -> None:
-    """Without UIDs, images of several patients may have come together: they are never mixed."""
+    """Images of several patients are never mixed, nor one of them taken for the other."""
     persons = {(header.identity.patient_id, header.identity.issuer) for header in files.headers}
+    stated = {patient for patient, _ in persons if patient}
+    if files.has_uid and len(stated) > 1:
+        raise Refused("MIXED_PATIENT", f"the images name {len(stated)} different patients")
     if not files.has_uid and len(persons) > 1:
         text = f"images of {len(persons)} patients cannot be told apart without UIDs"
         raise Refused("NO_UID", text)

@@ -134,7 +134,12 @@ def _thickness_misfits(series: Series, wanted: Input) -> list[str]:
 def _phase_misfits(series: Series, wanted: Input) -> list[str]:
     count = phases(series)
     if wanted.phase_time_s is not None:
-        return [] if series.phase_times_s else ["it has no phase times"]
+        if not series.phase_times_s:
+            return ["it has no phase times"]
+        if nearest_phase(series.phase_times_s, wanted) is None:
+            seconds = ", ".join(f"{time:g}" for time in series.phase_times_s)
+            return [f"no phase is near {wanted.phase_time_s:g} s (they begin at {seconds} s)"]
+        return []
     if wanted.phase is not None and wanted.phase >= count:
         return [
             f"it has {count} phase{'s' if count > 1 else ''}, phase {wanted.phase} is asked for"
@@ -144,12 +149,25 @@ def _phase_misfits(series: Series, wanted: Input) -> list[str]:
     return []
 
 
+def nearest_phase(times: Sequence[float], wanted: Input) -> int | None:
+    """Index of the phase nearest to `wanted.phase_time_s`; None where none lies near enough.
+
+    The phase before contrast must never stand in for an early one that was not scanned.
+    """
+    if wanted.phase_time_s is None or not times:
+        return None
+    tolerance = wanted.phase_tolerance_s
+    if tolerance is None:
+        tolerance = max(15.0, wanted.phase_time_s / 2)
+    away = [abs(time - wanted.phase_time_s) for time in times]
+    return away.index(min(away)) if min(away) <= tolerance else None
+
+
 def _phase(series: Series, wanted: Input) -> int | None:
     if phases(series) == 1:
         return None
     if wanted.phase_time_s is not None and series.phase_times_s:
-        away = [abs(time - wanted.phase_time_s) for time in series.phase_times_s]
-        return away.index(min(away))
+        return nearest_phase(series.phase_times_s, wanted)
     return wanted.phase
 
 

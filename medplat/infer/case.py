@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medplat import loaders, tasks
+from medplat.dicom import select
 from medplat.dicom.codes import CODES
 from medplat.errors import DataError, MedplatError, Refused
 from medplat.infer import outputs
@@ -187,8 +188,12 @@ def _phase_of(volume: Volume, wanted: Input) -> int | None:
     times = volume.phase_times_s
     if not times:
         raise Refused("MISSING_INPUT", f"input {wanted.name}: the file has no phase times")
-    away = [abs(one - wanted.phase_time_s) for one in times]
-    return away.index(min(away))
+    found = select.nearest_phase(times, wanted)
+    if found is None:
+        raise Refused(
+            "MISSING_INPUT", f"input {wanted.name}: no phase is near {wanted.phase_time_s:g} s"
+        )
+    return found
 
 
 def _phase(volume: Volume, phase: int | None) -> Volume:

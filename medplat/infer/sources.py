@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,20 +147,28 @@ def _outputs(source: Path, line: dict[str, Any]) -> list[Series]:
         source / one["path"] for one in line.get("outputs", []) if _is(Path(one["path"]), NIFTI)
     ]
     images = [path for path in paths if "_label" not in path.name]
-    if line.get("status") in ("converted", "warned") and images:
+    if line.get("status") not in ("converted", "warned") or not images:
+        return [_from_line(line)]
+    try:
         return [nifti.series_from_sidecar(path) for path in images]
-    return [
-        Series(
-            series_uid=line["series_uid"],
-            study_uid=line.get("study_uid", ""),
-            case=line["case"],
-            patient=line.get("patient", ""),
-            modality=line.get("modality", ""),
-            description=line.get("description", ""),
-            status=line.get("status", "rejected"),
-            codes=tuple(line.get("codes", ())),
-        )
-    ]
+    except DataError:
+        text = f"the sidecar of {images[0].name} is absent or damaged: convert the series again"
+        broken = _from_line(line)
+        return [replace(broken, status="rejected", codes=("MISSING_FILE",), messages=(text,))]
+
+
+def _from_line(line: dict[str, Any]) -> Series:
+    """What the manifest alone says of a series."""
+    return Series(
+        series_uid=line["series_uid"],
+        study_uid=line.get("study_uid", ""),
+        case=line["case"],
+        patient=line.get("patient", ""),
+        modality=line.get("modality", ""),
+        description=line.get("description", ""),
+        status=line.get("status", "rejected"),
+        codes=tuple(line.get("codes", ())),
+    )
 
 
 def _folder(source: Path, inputs: Sequence[Input]) -> Found:

@@ -59,12 +59,20 @@ class Input(Strict):
     phase: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Index of the phase, from 0."
     )
-    phase_time_s: float | None = Field(None, description="The phase nearest to these seconds.")
+    phase_time_s: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="The phase nearest to these seconds after the first one."
+    )
+    phase_tolerance_s: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="How far it may lie from them; None: half of phase_time_s, at least 15 s.",
+    )
 
     @model_validator(mode="after")
     def _one_phase_rule(self) -> Input:
         if self.phase is not None and self.phase_time_s is not None:
             raise ValueError("give phase or phase_time_s, not both")
+        if self.phase_time_s is None and self.phase_tolerance_s is not None:
+            raise ValueError("phase_tolerance_s goes with phase_time_s")
         return self
 
 

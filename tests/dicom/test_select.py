@@ -117,11 +117,20 @@ def test_thickness_falls_back_on_the_distance_of_slices() -> None:
 def test_phases_by_index_and_by_nearest_time() -> None:
     dce = series(8, "DCE", shape=(9, 9, 9, 4), phase_times_s=(0.0, 60.0, 130.0, 400.0))
     rules = [Input(name="pre", phase=0), Input(name="early", phase_time_s=90.0),
-             Input(name="late", phase_time_s=1e4)]  # fmt: skip
+             Input(name="late", phase_time_s=500)]  # fmt: skip
     found = select.choose([dce], rules).chosen
     assert [found[name].phase for name in ("pre", "early", "late")] == [0, 1, 3]
     assert found["early"].reason == "phase 1 at 60 s"
     assert found["late"].series is dce
+
+
+def test_the_phase_before_contrast_never_stands_in_for_an_early_one() -> None:
+    dce = series(8, "DCE", shape=(9, 9, 9, 2), phase_times_s=(0.0, 600.0))
+    error = refused([dce], Input(name="early", phase_time_s=120))
+    assert error.code == "MISSING_INPUT"
+    assert "no phase is near 120 s (they begin at 0, 600 s)" in error.message
+    wide = Input(name="early", phase_time_s=120, phase_tolerance_s=480)
+    assert select.choose([dce], [wide]).chosen["early"].phase == 0
 
 
 def test_a_dynamic_series_needs_a_phase_rule() -> None:
@@ -131,7 +140,7 @@ def test_a_dynamic_series_needs_a_phase_rule() -> None:
 
 def test_two_inputs_on_one_image_are_ambiguous() -> None:
     dce = series(8, "DCE", shape=(9, 9, 9, 2), phase_times_s=(0.0, 60.0))
-    rules = [Input(name="early", phase_time_s=70), Input(name="late", phase_time_s=400)]
+    rules = [Input(name="early", phase_time_s=70), Input(name="late", phase_time_s=90)]
     error = refused([dce], *rules)
     assert error.code == "AMBIGUOUS_INPUT"
     assert error.message == "inputs early and late both fall on phase 1 of series 8 'DCE'"

@@ -284,6 +284,12 @@ def test_without_uids_two_patients_never_become_two_phases(dicom: Any, tmp_path:
     assert "2 patients" in one.series.messages[0]
 
 
+def test_one_series_of_two_patients_is_refused(dicom: Any, tmp_path: Path) -> None:
+    made = dicom.make(phases=2).each(lambda image, t, z: image.update({"PatientID": f"P{t}"}))
+    one = only(dicom.write(tmp_path, made.flat))
+    assert (one.series.status, one.series.codes) == ("rejected", ("MIXED_PATIENT",))
+
+
 @pytest.mark.parametrize("keyword", ["PixelSpacing", "ImagerPixelSpacing"])
 def test_projection_images_are_flat(dicom: Any, tmp_path: Path, keyword: str) -> None:
     made = dicom.make(slices=2)

@@ -457,6 +457,19 @@ def test_converted_folder_is_a_source(runner: Any, tmp_path: Path) -> None:
     assert not (run.out / line["case"] / "seg.dcm").exists()
 
 
+def test_a_lost_sidecar_refuses_its_series_alone(runner: Any, tmp_path: Path) -> None:
+    from medplat.commands import convert
+
+    run = runner(inputs="inputs: [{name: t1, description: ['t1*'], contrast: true}]")
+    registry.dataset("phantom").write_selection_study(tmp_path / "export")
+    convert.run(tmp_path / "export", tmp_path / "nifti", project=run.project, workers=1)
+    for sidecar in (tmp_path / "nifti").glob("case-*/*.json"):
+        sidecar.unlink()
+    line = run.only(tmp_path / "nifti")
+    assert (line["status"], line["error"]["code"]) == ("rejected", "MISSING_FILE")
+    assert "convert the series again" in line["error"]["message"]
+
+
 def test_nothing_to_work_on(runner: Any, tmp_path: Path) -> None:
     run = runner()
     (tmp_path / "in").mkdir()
