@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto -q
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -q -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
