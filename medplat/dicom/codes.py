@@ -104,13 +104,13 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
         "UNEVEN_SPACING",
         "rejected",
         "The slices are not equally spaced.",
-        "Resample with --resample if that is acceptable.",
+        _SEND_AGAIN,
     ),
     (
         "SHEARED",
         "rejected",
         "The slices are offset sideways (gantry tilt).",
-        "Accept the shear with --allow-shear, or resample with --resample.",
+        "Keep the shear in the affine with --allow-shear.",
     ),
     (
         "DUPLICATE_SLICE",
