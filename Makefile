@@ -26,6 +26,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ml,dev,bench]"
 	$(BIN)/python kernels/bench
 
 transform-table: $(STAMP)

@@ -145,8 +145,10 @@ def convert(project: Path, source: Path, out: Path, **options: Any) -> Outcome:
 @click.option("--repair", is_flag=True, help="Write true files beside the untrue ones.")
 @verb
 def verify(project: Path, nifti: Path, against: Path, repair: bool) -> Outcome:
-    """Compare existing NIfTI files with their DICOM. Not built yet."""
-    raise UsageError("medplat verify is not built yet")
+    """Compare existing NIfTI files with their DICOM."""
+    from medplat.commands import verify
+
+    return verify.run(nifti, against, project=project, repair=repair)
 
 
 @cli.command(epilog="Example: medplat train unet.yaml --set train.epochs=50")

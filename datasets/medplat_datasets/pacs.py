@@ -52,7 +52,7 @@ def _case(config: Config, name: str, lines: list[manifest.Line]) -> Case:
     return Case(
         case=name,
         patient=ordered[0]["patient"],
-        series=tuple(_series(path) for line in ordered for path in _paths(config, line, "volume")),
+        series=tuple(one for line in ordered for one in _series(_paths(config, line, "volume"))),
         label=labels[0] if config.labels and len(labels) == 1 else None,
         codes=tuple(sorted({code for line in ordered for code in line["codes"]})),
     )
@@ -62,7 +62,8 @@ def _paths(config: Config, line: manifest.Line, kind: str) -> list[Path]:
     return [config.root / one["path"] for one in line["outputs"] if one["kind"] == kind]
 
 
-def _series(path: Path) -> Series:
-    if not path.is_file():
-        raise DataError(f"{path} is gone: run medplat convert again")
-    return nifti.series_from_sidecar(path)
+def _series(paths: list[Path]) -> list[Series]:
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is gone: run medplat convert again")
+    return nifti.series_of(paths)

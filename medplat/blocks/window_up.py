@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from medplat.blocks.conv import CONV, linear_upsample
-from medplat.blocks.padding import pad_far_end
-from medplat.blocks.windows import attend, key_mask, merge, partition
+from medplat_kernels.window_cross_attention import window_cross_attention
 
 Bias = Literal["relative", "none"]
 
@@ -26,14 +25,14 @@ def relative_index(window: int, dims: int) -> torch.Tensor:
     to 2 * window - 3; the axes are combined row-major.
 
     Returns:
-        ((window / 2)^dims, window^dims) int64, keys before queries as `attend` computes.
+        (window^dims, (window / 2)^dims) int64: queries, keys.
     """
     axis = torch.arange(window)[:, None] - 2 * torch.arange(window // 2)[None] + window - 2
     index = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(dims):
         index = index[:, None, :, None] * (2 * window - 2) + axis[None, :, None, :]
         index = index.flatten(0, 1).flatten(1, 2)
-    return index.T.contiguous()
+    return index
 
 
 class WindowAttentionUp(nn.Module):
@@ -116,25 +115,21 @@ class WindowAttentionUp(nn.Module):
 
     def attention(self, y: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """The branch beside the residual: y (B, Co, *h), skip (B, Cs, *H) -> (B, Co, *H)."""
-        shape = skip.shape[2:]
-        half = self.window // 2
-        mask = key_mask(y.shape[2:], half, y.device)
-        t = self.lateral(partition(pad_far_end(skip, self.window), self.window))
-        below = partition(pad_far_end(y, half), half)
-        q = self._split(self.query(self.norm_query(t)))
-        k, v = (self._split(part) for part in self.key_value(self.norm_key(below)).chunk(2, dim=-1))
-        attended = attend(q, k, v, self._bias(), mask)
-        a = self.out(attended.transpose(1, 2).flatten(2))
+        q = self._split(self.query(self.norm_query(self.lateral(skip.movedim(1, -1)))))
+        pair = self.key_value(self.norm_key(y.movedim(1, -1))).chunk(2, dim=-1)
+        k, v = (self._split(part) for part in pair)
+        attended = window_cross_attention(q, k, v, self.window, self.window // 2, self._bias())
+        a = self.out(attended.movedim(1, -2).flatten(-2))
         a = a + self.feed(self.norm_feed(a))
-        return merge(a, self.window, shape)
+        return torch.movedim(a, -1, 1)
 
     def _split(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(n, tokens, Co) -> (n, heads, tokens, Co / heads)."""
-        windows, length, width = tokens.shape
-        return tokens.view(windows, length, self.heads, width // self.heads).transpose(1, 2)
+        """(B, *spatial, Co) -> (B, heads, *spatial, Co / heads)."""
+        split = tokens.view(*tokens.shape[:-1], self.heads, tokens.shape[-1] // self.heads)
+        return split.movedim(-2, 1)
 
     def _bias(self) -> torch.Tensor | None:
         """(heads, window^d, (window / 2)^d): heads, queries, keys."""
         if self.bias is None:
             return None
-        return self.bias[:, self.index].transpose(-1, -2)
+        return self.bias[:, self.index]

@@ -6,7 +6,10 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -15,13 +18,20 @@ from medplat import console, manifest, paths, pseudonym
 from medplat.commands import Outcome
 from medplat.commands import convert_accounts as accounts
 from medplat.commands import convert_series as work
+from medplat.commands import decisions as decided
 from medplat.commands.convert_plan import Shard, Work, plan
 from medplat.commands.convert_series import Job, Options
+from medplat.dicom import read as dicom_read
+from medplat.dicom.index import Index
 from medplat.errors import UsageError
+from medplat.pseudonym import Pseudonyms
 from medplat.report import convert as report
 
 if TYPE_CHECKING:
-    from medplat.workflow.schema import ConvertWorkflow
+    from medplat.commands.convert_recipe import Recipe
+    from medplat.dicom.deidentify import Deidentifier
+
+_ROOM = 160 << 20  # Bytes of arrays in memory at the same time, or one series where it is larger.
 
 
 def run(
@@ -56,12 +66,12 @@ def run(
         workflow: A convert workflow.
         dataset: Short for the convert workflow of this data set.
         settings: `key.path=value`, over the workflow.
-        labels: Not built yet.
-        deidentify: Not built yet.
+        labels: Folder of label files; those in SOURCE are found as well.
+        deidentify: Folder for de-identified copies of the images, see `dicom.deidentify`.
         split_phases: One 3-D file a phase.
         allow_shear: Convert sheared series, with a warning.
-        resample: Not built yet.
-        decisions: Not built yet.
+        resample: Bring sheared and unevenly spaced series onto a regular grid, with a warning.
+        decisions: How a person settles doubtful series, see `commands.decisions`.
         keep: "patient-id", "demographics": what may stand in sidecars.
         link_table: Where to write the site's own key; never under OUT.
         gzip_level: 0 to 9; None: the workflow's.
@@ -77,42 +87,91 @@ def run(
     Raises:
         UsageError: An option cannot be used, OUT has another salt, or SOURCE holds no image.
     """
-    _not_built(labels=labels, deidentify=deidentify, resample=resample, decisions=decisions)
     if executor != "local":
         raise UsageError("--executor ray is not built yet: leave it out")
-    _places(source, out, link_table)
-    flow = _workflow(workflow, dataset, settings)
-    options = Options(
-        split_phases=split_phases or flow.convert.split_phases,
+    _places(source, out, link_table, labels)
+    if deidentify is not None:
+        _apart(deidentify, source, out)
+    plain, recipe = _workflow(workflow, dataset, settings, keep)
+    settled = decided.read(decisions) if decisions is not None else {}
+    options = replace(
+        plain,
+        split_phases=split_phases or plain.split_phases,
         allow_shear=allow_shear,
-        gzip_level=flow.convert.gzip_level if gzip_level is None else gzip_level,
+        resample=resample,
+        gzip_level=plain.gzip_level if gzip_level is None else gzip_level,
         suffix=".nii" if no_gzip else ".nii.gz",
         keep=tuple(sorted(set(keep))),
-        transforms=flow.transforms,
+        deidentify=deidentify,
     )
     pseudonyms = pseudonym.load(project)
     pseudonym.check_fingerprint(out, pseudonyms, record=not dry_run)
     many = workers or min(8, os.cpu_count() or 1)
-    resume = _command(source, out, options, workflow, dataset, settings, link_table, shard)
+    resume = _command(source, out, options, workflow, dataset, settings, labels, link_table, shard)
+    resume += f" --decisions {shlex.quote(str(decisions))}" if decisions is not None else ""
     if project.resolve() != paths.project():
         resume += f" --project {shlex.quote(str(project))}"
     if dry_run:
-        return _dry_run(plan(source, shard, many, options, pseudonyms), out, resume)
+        return _dry_run(
+            plan(source, shard, many, options, pseudonyms, labels_in=labels, decisions=settled),
+            out,
+            resume,
+            recipe,
+        )
     with console.resume_line(resume), manifest.locked(out, shard):
-        todo = plan(source, shard, many, options, pseudonyms, link_table)
-        code, counts = _convert(todo, out, options, many, shard)
+        with _index(out, options, pseudonyms, link_table) as index:
+            todo = plan(
+                source, shard, many, options, pseudonyms, link_table, labels, index, settled
+            )
+        copies = _copies(deidentify, pseudonyms)
+        code, counts = _convert(todo, out, options, many, shard, copies)
+        if recipe is not None:
+            code = recipe.finish(out, code, options.gzip_level)
     return Outcome(code, {"out": str(out), "counts": counts, "exit_code": code, "resume": resume})
 
 
-def _not_built(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise UsageError(f"--{name} is not built yet: leave it out")
+@contextmanager
+def _index(
+    out: Path, options: Options, pseudonyms: Pseudonyms, link_table: Path | None
+) -> Iterator[Index | None]:
+    """The index of OUT; None where something is asked for that it must not hold."""
+    if options.keep or link_table is not None:
+        yield None
+        return
+    index = Index(out, pseudonyms)
+    try:
+        yield index
+    finally:
+        index.close()
 
 
-def _places(source: Path, out: Path, link_table: Path | None) -> None:
+def _apart(folder: Path, source: Path, out: Path) -> None:
+    """Refuse a folder for copies that overlaps SOURCE or OUT."""
+    whole = folder.resolve()
+    for other in (source.resolve(), out.resolve()):
+        if whole.is_relative_to(other) or other.is_relative_to(whole):
+            raise UsageError(f"--deidentify {folder} overlaps {other}: choose a folder beside it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--deidentify {folder} is not a folder")
+
+
+def _copies(folder: Path | None, pseudonyms: Pseudonyms) -> Deidentifier | None:
+    if folder is None:
+        return None
+    from medplat.dicom.deidentify import Deidentifier
+
+    return Deidentifier(folder, pseudonyms)
+
+
+def _places(source: Path, out: Path, link_table: Path | None, labels: Path | None) -> None:
     if not source.exists():
         raise UsageError(f"{source} does not exist: give a folder, a .zip or a DICOMDIR")
+    if labels is not None and not labels.is_dir():
+        raise UsageError(f"--labels {labels} is not a folder")
+    if labels is not None and any(
+        one.resolve().is_relative_to(labels.resolve()) for one in (source, out)
+    ):
+        raise UsageError(f"--labels {labels} holds SOURCE or OUT: give a folder of labels alone")
     whole = out.resolve()
     if source.is_dir() and whole.is_relative_to(source.resolve()):
         raise UsageError(f"{out} lies inside {source}: choose an output folder beside it")
@@ -128,8 +187,14 @@ def _places(source: Path, out: Path, link_table: Path | None) -> None:
         )
 
 
-def _workflow(path: Path | None, dataset: str | None, settings: Sequence[str]) -> ConvertWorkflow:
+def _workflow(
+    path: Path | None, dataset: str | None, settings: Sequence[str], keep: Sequence[str]
+) -> tuple[Options, Recipe | None]:
+    """What a workflow says of the options, and its data set's recipe; else the defaults."""
+    if path is None and dataset is None and not settings:
+        return Options(), None  # The schema would take longer to import than a series to convert.
     from medplat import registry, transforms
+    from medplat.commands import convert_recipe
     from medplat.workflow import read as workflow_read
     from medplat.workflow.schema import ConvertWorkflow
 
@@ -142,8 +207,6 @@ def _workflow(path: Path | None, dataset: str | None, settings: Sequence[str]) -
                 f"no convert workflow for the data set '{dataset}' comes with medplat: "
                 "see `medplat list workflows`"
             )
-    if path is None and not settings:
-        return ConvertWorkflow(kind="convert")
     if path is None:
         read = workflow_read.read_text("kind: convert\n", "--set", settings, kind="convert")
     else:
@@ -151,7 +214,12 @@ def _workflow(path: Path | None, dataset: str | None, settings: Sequence[str]) -
     assert isinstance(read, ConvertWorkflow)
     if read.transforms:
         transforms.compose(read.transforms)  # Refuses now what would fail on every series.
-    return read
+    options = Options(
+        split_phases=read.convert.split_phases,
+        gzip_level=read.convert.gzip_level,
+        transforms=read.transforms,
+    )
+    return options, convert_recipe.load(read, keep)
 
 
 def _command(
@@ -161,6 +229,7 @@ def _command(
     workflow: Path | None,
     dataset: str | None,
     settings: Sequence[str],
+    labels: Path | None,
     link_table: Path | None,
     shard: Shard | None,
 ) -> str:
@@ -172,8 +241,11 @@ def _command(
         words += ["--set", setting]
     words += ["--split-phases"] if options.split_phases else []
     words += ["--allow-shear"] if options.allow_shear else []
+    words += ["--resample"] if options.resample else []
     for kept in options.keep:
         words += ["--keep", kept]
+    words += ["--labels", str(labels)] if labels else []
+    words += ["--deidentify", str(options.deidentify)] if options.deidentify else []
     words += ["--link-table", str(link_table)] if link_table else []
     words += ["--gzip-level", str(options.gzip_level)] if options.gzip_level != 1 else []
     words += ["--no-gzip"] if options.suffix == ".nii" else []
@@ -187,43 +259,63 @@ def _convert(
     options: Options,
     workers: int,
     shard: Shard | None,
+    copies: Deidentifier | None,
 ) -> tuple[int, dict[str, int]]:
     """Do what is to be done, write the accounts; exit code and counts by status."""
     record = manifest.Manifest(out / manifest.name_of(shard), manifest.SERIES_KEY)
     record.path.touch()
     lines = record.lines()
     how = options.digest()
-    waiting = [job for job in todo.jobs if not work.unchanged(job, lines, out, how)]
+    waiting = [job for job in todo.jobs if not work.unchanged(job, lines, out, how, copies)]
     if len(waiting) < len(todo.jobs):
         console.say(f"{len(todo.jobs) - len(waiting)} series are unchanged and left as they are")
-    for line in _done(waiting, out, options, workers):
+    for line in _done(waiting, out, options, workers, copies):
         record.append(line)
     work.tidy(waiting, out)
     holding = record.lines()
     rows = [row for job in todo.jobs for row in accounts.rows_of_series(job, holding)]
-    rows += accounts.rows_of_others(todo.files, todo.orphans)
+    rows += accounts.rows_of_others(todo.files, todo.orphans, todo.names)
     found = accounts.check(rows, todo.files)
     _write_accounts(out, rows, shard, found["missing"])
     lines_now = manifest.current(holding.values())
     counts = manifest.counts(lines_now, manifest.SERIES_STATUSES)
     _tell(found, counts, out)
+    for line in lines_now if copies is not None else ():
+        if why := (line.get("deidentified") or {}).get("refused"):
+            console.say(f"no de-identified copy of {line['case']}/{line['stack']}: {why}")
     stray = accounts.stray(rows, todo.jobs)
     if not lines_now and not stray:
         if shard is not None:
             return 0, counts
         raise UsageError("SOURCE holds no DICOM image to convert: files.csv says what it holds")
-    code = manifest.exit_code(lines_now)
+    return _judged(lines_now, counts, stray), counts
+
+
+def _judged(lines: Sequence[manifest.Line], counts: dict[str, int], stray: int) -> int:
+    """The exit code: of the series, and of rejected files that no series answers for."""
+    code = manifest.exit_code(lines)
     if stray and code == 0:
-        code = 3 if counts["converted"] + counts["warned"] else 4
-    return code, counts
+        return 3 if counts["converted"] + counts["warned"] else 4
+    return code
 
 
 def _done(
-    jobs: Sequence[Job], out: Path, options: Options, workers: int
+    jobs: Sequence[Job], out: Path, options: Options, workers: int, copies: Deidentifier | None
 ) -> Iterator[manifest.Line]:
-    """The manifest lines of the jobs as they end, `workers` at a time."""
+    """The manifest lines of the jobs as they end, `workers` at a time, the largest first.
+
+    Memory stays flat whatever the number of workers: see `Room`.
+    """
+    sizes = [max(dicom_read.array_bytes(plan) for plan in job.plans) for job in jobs]
+    room = Room(max(sizes, default=0))
+
+    def one(job: Job, size: int) -> list[manifest.Line]:
+        with room.taken(size):
+            return work.convert(job, out, options, copies)
+
+    order = sorted(zip(jobs, sizes, strict=True), key=lambda pair: -pair[1])
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(work.convert, job, out, options) for job in jobs]
+        futures = [pool.submit(one, job, size) for job, size in order]
         try:
             ended = console.track(as_completed(futures), "series", total=len(futures))
             for number, future in enumerate(ended, start=1):
@@ -234,6 +326,32 @@ def _done(
         finally:
             for future in futures:
                 future.cancel()
+
+
+class Room:
+    """Memory for the arrays of series that are converted at the same time.
+
+    Args:
+        largest: Bytes of the largest series: it always fits, alone if need be.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._whole = self._free = max(largest + largest // 4, _ROOM)
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes are free, and hold them."""
+        size = min(size, self._whole)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 def _write_accounts(
@@ -261,7 +379,7 @@ def _tell(found: dict[str, int], counts: dict[str, int], out: Path) -> None:
     console.say(f"report: {out / 'report.html'}")
 
 
-def _dry_run(todo: Work, out: Path, resume: str) -> Outcome:
+def _dry_run(todo: Work, out: Path, resume: str, recipe: Recipe | None) -> Outcome:
     """Print what would be written and why not; nothing is written."""
     lines: list[dict[str, Any]] = []
     for stack in (stack for job in todo.jobs for stack in job.plans):
@@ -271,8 +389,12 @@ def _dry_run(todo: Work, out: Path, resume: str) -> Outcome:
         for message in series.messages:
             console.say(f"    {message}")
         lines.append({"status": series.status})
-    if not lines:
+    fates = {fate.path for job in todo.jobs for plan in job.plans for fate in plan.fates}
+    stray = sum(one.status == "rejected" and one.path not in fates for one in todo.files)
+    if not lines and not stray:
         raise UsageError("SOURCE holds no DICOM image to convert")
-    code = manifest.exit_code(lines)
+    if recipe is not None:
+        recipe.preview(todo.jobs)
     counts = manifest.counts(lines, manifest.SERIES_STATUSES)
+    code = _judged(lines, counts, stray)
     return Outcome(code, {"out": str(out), "counts": counts, "exit_code": code, "resume": resume})

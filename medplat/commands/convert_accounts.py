@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +31,13 @@ def rows_of_series(job: Job, lines: Mapping[tuple[str, ...], manifest.Line]) -> 
         rows += [_row(fate, plan.series.series_uid, line) for fate in plan.fates]
     for index, file in enumerate(job.labels):
         header = file.header
-        if header is None:
-            continue
+        uid = header.series_uid if header else job.plans[0].series.series_uid
         verdict = verdicts.get(index)
         if verdict is not None and verdict["status"] == "used":
-            rows.append((file.path, "used", header.series_uid, verdict["output"], "", "", ""))
+            rows.append((file.path, "used", uid, verdict["output"], "", "", ""))
         else:
             code = verdict["code"] if verdict else "LABEL_WRONG_SERIES"
-            rows.append((file.path, "rejected", header.series_uid, "", "", "", code))
+            rows.append((file.path, "rejected", uid, "", "", "", code))
     return rows
 
 
@@ -54,20 +53,27 @@ def _row(fate: Fate, series_uid: str, line: manifest.Line) -> Row:
     return fate.path, "used", series_uid, output, phase, place, ""
 
 
-def rows_of_others(files: Iterable[SourceFile], orphans: Iterable[SourceFile]) -> list[Row]:
-    """The rows of files that belong to no series of images, and of labels without a series."""
+def rows_of_others(
+    files: Iterable[SourceFile], orphans: Iterable[SourceFile], names: Set[str] = frozenset()
+) -> list[Row]:
+    """The rows of files that belong to no series of images, and of labels without a series.
+
+    Args:
+        files: Those that this run answers for.
+        orphans: Labels without a series.
+        names: Paths of the files that name the values of labels.
+    """
     rows: list[Row] = []
     for file in files:
-        if file.status in ("skipped", "rejected"):
+        if file.path in names:
+            rows.append((file.path, "used", "", "", "", "", ""))
+        elif file.status in ("skipped", "rejected"):
             uid = file.header.series_uid if file.header else ""
             rows.append((file.path, file.status, uid, "", "", "", file.code or ""))
     for file in orphans:
         header = file.header
         uid = header.series_uid if header else ""
-        if header is not None and header.modality == "SEG":
-            rows.append((file.path, "rejected", uid, "", "", "", "LABEL_WRONG_SERIES"))
-        else:
-            rows.append((file.path, "skipped", uid, "", "", "", "NOT_IMAGE"))
+        rows.append((file.path, "rejected", uid, "", "", "", "LABEL_WRONG_SERIES"))
     return rows
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medplat import console
 from medplat.commands import convert_accounts as accounts
 from medplat.commands import convert_series as work
+from medplat.commands import label_pairs
 from medplat.commands.convert_series import Job, Options
+from medplat.commands.decisions import Decision, Decisions, keywords
 from medplat.dicom import read as dicom_read
 from medplat.dicom import scan as dicom_scan
 from medplat.dicom import series as dicom_series
 from medplat.errors import MedplatError
 
 if TYPE_CHECKING:
+    from medplat.dicom.index import Index
     from medplat.dicom.read import SeriesPlan
     from medplat.dicom.scan import SourceFile
     from medplat.dicom.series import SeriesFiles
@@ -34,12 +38,14 @@ class Work:
     Attributes:
         files: The input files that this run answers for.
         jobs: Its series.
-        orphans: Label objects among the files whose series is not in SOURCE.
+        orphans: Labels among the files whose series is not in SOURCE.
+        names: Paths of the files that name the values of labels.
     """
 
     files: tuple[SourceFile, ...]
     jobs: tuple[Job, ...]
     orphans: tuple[SourceFile, ...]
+    names: frozenset[str] = frozenset()
 
 
 def plan(
@@ -49,27 +55,40 @@ def plan(
     options: Options,
     pseudonyms: Pseudonyms,
     link_table: Path | None = None,
+    labels_in: Path | None = None,
+    index: Index | None = None,
+    decisions: Decisions = MappingProxyType({}),
 ) -> Work:
-    """Scan, group and decide; nothing is written but the link table."""
-    files = dicom_scan.scan(source, workers)
-    groups = dicom_series.group(files)
+    """Scan, group and decide; nothing is written but the link table and the index."""
+    files = dicom_scan.scan(source, workers, index)
+    files = label_pairs.gather(files, source, labels_in, workers)
+    groups = dicom_series.group(files, pseudonyms)
     if link_table is not None:
         accounts.write_link_table(link_table, groups, pseudonyms)
     chosen = [one for one in groups if shard is None or _share(one.study_uid, shard)]
-    planned = [_decided(one, options, pseudonyms) for one in chosen]
+    unknown = decisions.keys() - {one.series_uid for one in groups}
+    if unknown:
+        console.say(f"decisions on {len(unknown)} series that are not in SOURCE are not used")
+    made = [decisions.get(one.series_uid, ()) for one in chosen]
+    planned = [
+        _decided(one, options, pseudonyms, how) for one, how in zip(chosen, made, strict=True)
+    ]
     timed = iter(dicom_read.study_times([plan for plans in planned for plan in plans]))
     planned = [[next(timed) for _ in plans] for plans in planned]
-    of_series, orphans = _labels(files, groups)
+    pairing = label_pairs.pair(files, groups, pseudonyms)
+    of_series, orphans = dict(pairing.of_series), pairing.orphans
     labelled = {label.path for labels in of_series.values() for label in labels}
     by_path = {file.path: file for file in files}
     jobs = []
-    for group, plans in zip(chosen, planned, strict=True):
+    for group, plans, decided in zip(chosen, planned, made, strict=True):
         labels = tuple(of_series.pop(group.series_uid, ()))
         own = [by_path[path] for path in sorted({one.path for one in group.headers})]
-        digest = work.input_digest(plans, [*own, *labels], pseudonyms)
-        jobs.append(Job(tuple(plans), labels, digest, _positions(group)))
+        entries = [label_pairs.entry_of(one) for one in own]
+        entries += [entry for label in labels for entry in label.entries]
+        digest = work.input_digest(plans, [one for one in entries if one], decided, pseudonyms)
+        jobs.append(Job(tuple(plans), labels, digest, _positions(group), decided))
     if shard is None:
-        return Work(tuple(files), tuple(jobs), tuple(orphans))
+        return Work(tuple(files), tuple(jobs), orphans, pairing.names)
     first = shard[0] == 1
     mine = {fate.path for job in jobs for plan in job.plans for fate in plan.fates}
     mine |= {label.path for job in jobs for label in job.labels}
@@ -80,7 +99,8 @@ def plan(
     return Work(
         tuple(file for file in files if file.path in mine),
         tuple(jobs),
-        tuple(orphans) if first else (),
+        orphans if first else (),
+        pairing.names,
     )
 
 
@@ -89,45 +109,18 @@ def _share(study_uid: str, shard: Shard) -> bool:
     return number % shard[1] == shard[0] - 1
 
 
-def _decided(group: SeriesFiles, options: Options, pseudonyms: Pseudonyms) -> list[SeriesPlan]:
+def _decided(
+    group: SeriesFiles, options: Options, pseudonyms: Pseudonyms, made: tuple[Decision, ...]
+) -> list[SeriesPlan]:
     """The plans of a series; one that the planner breaks on fails alone."""
+    how = {"allow_shear": options.allow_shear, "resample": options.resample}
+    how |= keywords(made)
     try:
-        return dicom_read.plan(group, pseudonyms=pseudonyms, allow_shear=options.allow_shear)
+        return dicom_read.plan(group, pseudonyms=pseudonyms, **how)
     except MedplatError:
         raise
     except Exception as error:
         return [dicom_read.broken(group, pseudonyms, f"a bug in medplat: {work.where(error)}")]
-
-
-def _labels(
-    files: Sequence[SourceFile], groups: Sequence[SeriesFiles]
-) -> tuple[dict[str, list[SourceFile]], list[SourceFile]]:
-    """Label objects by the series that they name, and those that name none of this SOURCE."""
-    of_series: dict[str, list[SourceFile]] = {}
-    orphans = []
-    known = {group.series_uid for group in groups}
-    for file in files:
-        if file.status != "label":
-            continue
-        from medplat.commands import convert_labels
-
-        uid = convert_labels.referenced(file)
-        if uid in known and uid is not None:
-            of_series.setdefault(uid, []).append(file)
-        else:
-            orphans.append(file)
-    for labels in of_series.values():
-        labels.sort(key=_label_order)
-    return of_series, orphans
-
-
-def _label_order(file: SourceFile) -> tuple[str, int, str]:
-    header = file.header
-    return (
-        header.sop_instance_uid if header else "",
-        header.entry.size if header else 0,
-        file.path,
-    )
 
 
 def _positions(group: SeriesFiles) -> tuple[float, ...]:

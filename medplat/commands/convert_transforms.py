@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from medplat.commands.convert_labels import Placed
     from medplat.workflow.schema import TransformList
 
+# These move voxels and never mix them: stored integers stay integers.
+_EXACT = frozenset({
+    "CenterScaleCropd", "CenterSpatialCropd", "CropForegroundd", "Flipd", "Orientationd",
+    "Rotate90d", "SpatialCropd",
+})  # fmt: skip
+_DIRECTED = frozenset({"Orientationd"})
+
 
 def apply(
     given: TransformList, volume: Volume, labels: Sequence[Placed]
@@ -28,37 +35,62 @@ def apply(
         labels: On the volume's grid.
 
     Returns:
-        float32 volume and labels on the new grid.
+        Volume and labels on the new grid; real values as float32, but the stored integers of up to
+        16 bits where voxels were only moved.
 
     Raises:
         MissingExtra: MONAI is not installed.
         Refused: TRANSFORM_FAILED.
     """
+    names = [name for entry in given for name in entry]
+    if volume.geometry.orientation == "unknown" and _DIRECTED & set(names):
+        raise Refused(
+            "TRANSFORM_FAILED",
+            "Orientationd needs directions, which this series does not state: leave it out",
+        )
     chain = transforms.compose(given, seed=0, allow_missing_keys=True)
     moved = []
     result: dict[str, Any] = {}
     wanted: Sequence[Placed | None] = labels or [None]
     for label in wanted:
-        try:
-            result = chain(_case(volume, label))
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            kind = type(error).__name__
-            raise Refused("TRANSFORM_FAILED", f"a transform ended with {kind}") from error
+        result = _run(chain, names, _case(volume, label))
         if label is not None:
-            array, geometry = _grid(result["label"], label.geometry)
-            back = array[0].astype(label.array.dtype)
-            moved.append(replace(label, array=back, geometry=geometry))
+            moved.append(_moved(result["label"], label))
     array, geometry = _grid(result["image"], volume.geometry)
     whole = array[0] if volume.array.ndim == 3 else np.moveaxis(array, 0, -1)
-    return (
-        Volume(
-            whole.astype(np.float32),
-            geometry,
-            phase_times_s=volume.phase_times_s,
-            metadata=volume.metadata,
-        ),
-        moved,
-    )
+    if _EXACT.issuperset(names) and volume.array.dtype.kind in "ui" and volume.array.itemsize <= 2:
+        stored = np.rint((whole.astype(np.float64) - volume.intercept) / volume.slope)
+        return replace(volume, array=stored.astype(volume.array.dtype), geometry=geometry), moved
+    values = whole.astype(np.float32)
+    return replace(volume, array=values, geometry=geometry, slope=1.0, intercept=0.0), moved
+
+
+def _run(chain: Any, names: Sequence[str], case: dict[str, Any]) -> dict[str, Any]:
+    """One transform after the other, so that the one that fails can be named."""
+    for name, transform in zip(names, chain.transforms, strict=True):
+        try:
+            case = transform(case)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+            kind = type(error).__name__
+            raise Refused("TRANSFORM_FAILED", f"{name} ended with {kind}") from error
+        if 0 in case["image"].shape:
+            raise Refused("TRANSFORM_FAILED", f"{name} leaves no voxel of the image")
+    return case
+
+
+def _moved(tensor: Any, label: Placed) -> Placed:
+    """The label on its new grid.
+
+    Raises:
+        Refused: TRANSFORM_FAILED where its values were mixed.
+    """
+    array, geometry = _grid(tensor, label.geometry)
+    if not label.fraction and not np.isin(array, [0, *np.unique(label.array)]).all():
+        raise Refused(
+            "TRANSFORM_FAILED",
+            "a transform mixed the label's values: give it mode: [bilinear, nearest]",
+        )
+    return replace(label, array=array[0].astype(label.array.dtype), geometry=geometry)
 
 
 def _case(volume: Volume, label: Placed | None) -> dict[str, Any]:

@@ -75,13 +75,22 @@ def _device() -> dict[str, Any]:
     }
 
 
-def _operators() -> list[str]:
-    """Kernel operators of our own, by their folders."""
-    spec = importlib.util.find_spec("medplat_kernels")
-    folders = [Path(one) for one in (spec.submodule_search_locations or ())] if spec else []
-    return [
-        path.parent.name for folder in folders for path in sorted(folder.glob("[!_]*/__init__.py"))
-    ]
+def _operators() -> dict[str, dict[str, Any]]:
+    """For each operator of our own, the backend that would run it here, and what each one says."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    from medplat_kernels import explain
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        operator: {
+            "backend": next((name for name, why in said.items() if why.startswith("yes")), None),
+            "why": said,
+        }
+        for operator, said in explain(device).items()
+    }
 
 
 def _tracking(project: Path) -> str:
@@ -105,8 +114,11 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         if absent:
             extras = "" if extra == "core" else f"[{extra}]"
             lines.append(f"  absent: {', '.join(absent)}: pip install 'medplat{extras}'")
-    own = ", ".join(summary["operators"])
-    lines.append(f"operators: {own or 'none of our own; every network runs on torch alone'}")
+    if not summary["operators"]:
+        lines.append("operators: none without torch")
+    for operator, found in summary["operators"].items():
+        why = "; ".join(f"{name}: {said}" for name, said in found["why"].items())
+        lines.append(f"operator {operator}: {found['backend'] or 'no backend'} ({why})")
     for kind, names in summary["plugins"].items():
         lines.append(f"{kind} plugins: {', '.join(names) or 'none'}")
     lines += [f"clash: {one}" for one in summary["clashes"]]

@@ -249,6 +249,9 @@ def _digest(work: Batch, counts: dict[str, int]) -> dict[str, Any]:
     }
 
 
+_ENDS = {"would run": "done", "skipped": "skipped"}
+
+
 def _dry_run(
     work: Batch, studies: Sequence[Study], workflow: TrainWorkflow, resume: str
 ) -> Outcome:
@@ -278,12 +281,13 @@ def _dry_run(
         cases.append({"case": study.case, "status": "would run", "series": job.used, **more})
     counts = manifest.counts(cases, ("would run", "skipped", "rejected"))
     console.say(", ".join(f"{count} {name}" for name, count in counts.items()))
+    code = manifest.exit_code({"status": _ENDS.get(one["status"], "rejected")} for one in cases)
     return Outcome(
-        0,
+        code,
         {
             "out": str(work.out),
             "counts": counts,
-            "exit_code": 0,
+            "exit_code": code,
             "resume": resume,
             "dry_run": True,
             "cases": cases,

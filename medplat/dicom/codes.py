@@ -31,6 +31,8 @@ class Code:
 
 _SEND_AGAIN = "Ask the archive to send the series again."
 _NONE = "Nothing to do."
+_REPAIR = "Run medplat verify with --repair, or convert the export again."
+_CONVERT = "Convert the export again."
 _LABEL = "Make the label again on the grid of the converted series."
 
 _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
@@ -54,8 +56,21 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
     (
         "MISSING_FILE",
         "rejected",
-        "The DICOMDIR names a file that is not there.",
+        "The DICOMDIR names a file that is not there, or a link leads nowhere.",
         "Give the folder instead of the DICOMDIR, or copy the medium again.",
+    ),
+    (
+        "UNREADABLE",
+        "failed",
+        "The system could not read the file or folder (rights, a disk or network error).",
+        "Mend the medium or the rights, and run the same command again.",
+    ),
+    (
+        "IMAGE_LOST",
+        "rejected",
+        "A file that is damaged before its UIDs, unreadable or absent may be of this series (only "
+        "warned of, where it may be of several).",
+        "Ask the archive to send the study again, or remove the damaged file.",
     ),
     ("DUPLICATE_FILE", "warned", "The same image was found twice; one copy is used.", _NONE),
     # Series
@@ -69,11 +84,12 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
     ("LOCALIZER", "skipped", "A scout or localizer.", _NONE),
     ("DERIVED", "skipped", "A projection, screen save or secondary capture.", _NONE),
     ("SINGLE_SLICE", "skipped", "All images lie at one position: not a volume.", _NONE),
+    ("EXCLUDED", "skipped", "A person left the series out with --decisions.", _NONE),
     (
         "MULTIFRAME",
-        "rejected",
-        "A multi-frame object, which is not read yet.",
-        "Let the archive send classic single-frame objects.",
+        "warned",
+        "The source is a multi-frame object, for which no DICOM SEG is written.",
+        "Take seg.nii.gz, or let the archive send classic single-frame objects.",
     ),
     (
         "MOSAIC",
@@ -104,13 +120,13 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
         "UNEVEN_SPACING",
         "rejected",
         "The slices are not equally spaced.",
-        _SEND_AGAIN,
+        "Ask the archive to send the series again, or accept interpolated slices with --resample.",
     ),
     (
         "SHEARED",
         "rejected",
         "The slices are offset sideways (gantry tilt).",
-        "Keep the shear in the affine with --allow-shear.",
+        "Keep the shear in the affine with --allow-shear, or interpolate with --resample.",
     ),
     (
         "DUPLICATE_SLICE",
@@ -130,16 +146,42 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
         "PHASE_CONFLICT",
         "rejected",
         "Tags disagree on the phases, or none tells them apart.",
-        "Settle the order at the archive.",
+        "Settle the order at the archive, or accept the one named first with --decisions.",
     ),
     # Labels
     ("LABEL_GRID_MISMATCH", "rejected", "The label lies on another grid than its series.", _LABEL),
     ("LABEL_OUTSIDE", "rejected", "The label reaches outside the grid of its series.", _LABEL),
-    ("LABEL_FLIPPED", "rejected", "The label fits only after an axis is flipped.", _LABEL),
+    (
+        "LABEL_FLIPPED",
+        "rejected",
+        "The label fits only after an axis is flipped (kept where its own affine says so).",
+        _LABEL,
+    ),
     ("LABEL_OVERLAP", "rejected", "One voxel belongs to two segments.", _LABEL),
     ("LABEL_UNKNOWN_VALUE", "rejected", "The label holds a value without a name.", _LABEL),
     ("LABEL_EMPTY", "rejected", "No voxel of the label is set.", _LABEL),
-    ("LABEL_WRONG_SERIES", "rejected", "The label refers to another series.", _LABEL),
+    (
+        "LABEL_WRONG_SERIES",
+        "rejected",
+        "The label refers to another series, or to none alone.",
+        _LABEL,
+    ),
+    # Existing NIfTI files
+    ("NIFTI_FLIPPED", "rejected", "The voxels run against the header's axes.", _REPAIR),
+    ("NIFTI_AXES", "rejected", "The header takes one voxel axis for another.", _REPAIR),
+    ("NIFTI_ROTATED", "rejected", "The axes of the header point elsewhere.", _REPAIR),
+    ("NIFTI_SPACING", "rejected", "The voxel sizes of the header are wrong.", _REPAIR),
+    ("NIFTI_SHIFTED", "rejected", "The volume lies more than 0.1 voxel off.", _REPAIR),
+    ("NIFTI_NO_ORIENTATION", "rejected", "The header does not say how the voxels lie.", _REPAIR),
+    ("NIFTI_FORMS", "rejected", "The two affines of the header disagree.", _REPAIR),
+    ("NIFTI_SLOPE", "rejected", "Rescale slope or intercept is absent or wrong.", _CONVERT),
+    ("NIFTI_SLICES", "rejected", "Slices are absent, or not of the series.", _CONVERT),
+    ("NIFTI_SLICE_ORDER", "rejected", "Slices stand at wrong places.", _CONVERT),
+    ("NIFTI_PHASES", "rejected", "Phases are absent, or there twice.", _CONVERT),
+    ("NIFTI_PHASE_ORDER", "rejected", "The phases stand in a wrong order.", _CONVERT),
+    ("NIFTI_VALUES", "rejected", "Voxels are not those of the series.", _CONVERT),
+    ("NIFTI_UNPAIRED", "rejected", "No series of SOURCE is like the file.", "Give its export."),
+    ("NIFTI_UNREADABLE", "rejected", "The file cannot be read as NIfTI.", _CONVERT),
     # Cases
     (
         "AMBIGUOUS_INPUT",
@@ -197,4 +239,13 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
 
 CODES: dict[str, Code] = {
     name: Code(name, meaning, verdict, advice) for name, verdict, meaning, advice in _TABLE
+}
+
+# What a person may decide on a doubtful series with `--decisions`.
+SETTLED_BY: dict[str, tuple[str, ...]] = {
+    "SHEARED": ("resample", "allow-shear"),
+    "UNEVEN_SPACING": ("resample",),
+    "PHASE_CONFLICT": ("accept-order",),
+    "PHASE_ORDER_GUESSED": ("accept-order",),
+    "LABEL_OVERLAP": ("split-label",),
 }

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from medplat.dicom import pixels
+from medplat.dicom import multiframe, pixels
 from medplat.dicom.geometry import Slot
 from medplat.dicom.header import Header
 from medplat.errors import Refused
@@ -60,7 +60,10 @@ def drop_files(headers: Sequence[Header]) -> Kept:
 def _equal_files(one: Header, other: Header) -> bool:
     if one.entry.size == other.entry.size and pixels.file_digest(one) == pixels.file_digest(other):
         return True
-    return _facts(one) == _facts(other) and pixels.digest(one) == pixels.digest(other)
+    if _facts(one) != _facts(other):
+        return False
+    pairs = zip(multiframe.frames(one), multiframe.frames(other), strict=True)
+    return all(pixels.digest(a) == pixels.digest(b) for a, b in pairs)
 
 
 def _facts(h: Header) -> tuple[object, ...]:
@@ -68,6 +71,7 @@ def _facts(h: Header) -> tuple[object, ...]:
     return (
         h.rows, h.columns, h.signed, h.bits_stored, h.position, h.orientation, h.pixel_spacing,
         h.slope, h.intercept, h.acquired_us, h.temporal_position, h.trigger_time_ms, h.begin_s,
+        h.frames, h.per_frame,
     )  # fmt: skip
 
 
@@ -109,7 +113,8 @@ def _copies(slot: Slot, common: int) -> list[Header]:
         if common > 1:
             when = (header.temporal_position, header.acquired_us, header.trigger_time_ms)
             when += (header.begin_s, header.acquisition_number)
-        key = (pixels.digest(header), header.slope, header.intercept, header.frame, *when)
+        tile = header.frame if header.mosaic else 0
+        key = (pixels.digest(header), header.slope, header.intercept, tile, *when)
         groups[key].append(header)
     found: list[Header] = []
     for same in groups.values():
@@ -165,13 +170,15 @@ def _places(slots: Sequence[Slot]) -> str:
 
 def all_equal(slots: Sequence[Slot]) -> bool:
     """Whether every position holds one image several times over (the series was sent again)."""
-    known: dict[str, str] = {}
+    known: dict[tuple[str, int], str] = {}
     for slot in slots:
         scales = {(header.slope, header.intercept) for header in slot.headers}
+        digests = set()
         for header in slot.headers:
-            if header.path not in known:
-                known[header.path] = pixels.digest(header)
-        digests = {known[header.path] for header in slot.headers}
+            image = (header.path, 0 if header.mosaic else header.frame)
+            if image not in known:
+                known[image] = pixels.digest(header)
+            digests.add(known[image])
         if len(digests) > 1 or len(scales) > 1:
             return False
     return True

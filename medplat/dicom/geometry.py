@@ -5,6 +5,7 @@ All lengths in mm; DICOM's LPS until `affine` turns it into RAS, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,18 +82,18 @@ def plane(headers: Sequence[Header]) -> Plane:
 def problem(header: Header) -> str:
     """Why a header gives no geometry; "" where it does."""
     position, orientation, spacing = header.position, header.orientation, header.pixel_spacing
-    if position is None or not np.all(np.isfinite(position)):
+    if position is None or not all(map(math.isfinite, position)):
         return "ImagePositionPatient is absent or not numeric"
-    if orientation is None or not np.all(np.isfinite(orientation)):
+    if orientation is None or not all(map(math.isfinite, orientation)):
         return "ImageOrientationPatient is absent or not numeric"
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    if abs(float(np.linalg.norm(row)) - 1) > _UNIT_TOLERANCE:
+    row, column = orientation[:3], orientation[3:]
+    if abs(math.hypot(*row) - 1) > _UNIT_TOLERANCE:
         return "ImageOrientationPatient's row is no unit vector"
-    if abs(float(np.linalg.norm(column)) - 1) > _UNIT_TOLERANCE:
+    if abs(math.hypot(*column) - 1) > _UNIT_TOLERANCE:
         return "ImageOrientationPatient's column is no unit vector"
-    if abs(float(row @ column)) > _UNIT_TOLERANCE:
+    if abs(sum(a * b for a, b in zip(row, column, strict=True))) > _UNIT_TOLERANCE:
         return "ImageOrientationPatient's vectors are not perpendicular"
-    if spacing is None or not np.all(np.isfinite(spacing)) or min(spacing) <= 0:
+    if spacing is None or not all(map(math.isfinite, spacing)) or min(spacing) <= 0:
         return "PixelSpacing is absent or not positive"
     return ""
 

@@ -7,7 +7,8 @@ this record.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Identity:
     texts: tuple[str, ...] = ()
     """Every identifying text of the header, for `sidecar.scrub`: names, ids, physicians, operators,
     institution."""
+    pseudonym: str = ""
+    """Stands for all of these where they are not known: see `index.pseudonymous`."""
 
     def __repr__(self) -> str:
         return "Identity(...)"
@@ -62,12 +65,15 @@ class Pixels:
         offset: Byte offset of the value in the (inflated) file; None where there is no element.
         length: Bytes of the value; None for encapsulated data.
         fragments: (offset, length) of the encapsulated fragments, offset table left out.
+        firsts: Index of each frame's first fragment; () where every frame has exactly one, or one
+            frame has them all.
     """
 
     keyword: str = "PixelData"
     offset: int | None = None
     length: int | None = None
     fragments: tuple[tuple[int, int], ...] = ()
+    firsts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,12 @@ class Header:
         technical: Technical tags of the sidecar's allow-list, as (keyword, value).
         identity: Kept apart: never logged.
         frame: Index of the frame or tile inside the file.
+        per_frame: Of a multi-frame file as a whole: each field that differs between its frames,
+            with one value a frame; `multiframe.frames` makes the frames' own headers of it.
+            Values are numbers, texts, None and tuples of these.
+        dimensions: DimensionIndexValues of a frame.
+        part: Of a concatenation: (ConcatenationUID, number of this part, number of parts or 0).
+        gradient: Direction of the diffusion gradient, LPS.
     """
 
     entry: Entry
@@ -164,8 +176,21 @@ class Header:
     technical: tuple[tuple[str, Any], ...] = ()
     identity: Identity = field(default=Identity(), repr=False)
     frame: int = 0
+    # Multi-frame objects
+    per_frame: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    dimensions: tuple[int, ...] = ()
+    part: tuple[str, int, int] | None = None
+    gradient: Vector | None = None
 
     @property
     def path(self) -> str:
         """Path relative to SOURCE, as files.csv shows it."""
         return self.entry.path
+
+    def changed(self, **values: Any) -> Header:
+        """The same header with other values: `dataclasses.replace`, in a third of its time."""
+        return Header(**(dict(zip(_NAMES, _values(self), strict=True)) | values))
+
+
+_NAMES = tuple(one.name for one in fields(Header))
+_values = attrgetter(*_NAMES)

@@ -27,12 +27,16 @@ class DicomSeriesReader(ImageReader):  # type: ignore[misc]
 
     Args:
         allow_shear: Read sheared series; the affine then holds the shear.
+        resample: Bring sheared and unevenly spaced series onto a regular grid.
         workers: Threads that read and decode.
     """
 
-    def __init__(self, *, allow_shear: bool = False, workers: int = 1) -> None:
+    def __init__(
+        self, *, allow_shear: bool = False, resample: bool = False, workers: int = 1
+    ) -> None:
         super().__init__()
         self.allow_shear = allow_shear
+        self.resample = resample
         self.workers = workers
 
     def verify_suffix(self, filename: Paths) -> bool:
@@ -53,7 +57,9 @@ class DicomSeriesReader(ImageReader):  # type: ignore[misc]
         else:
             files = scan_entries([_entry(path) for path in paths], self.workers)
         plans = [
-            one for series in group(files) for one in plan(series, allow_shear=self.allow_shear)
+            one
+            for series in group(files)
+            for one in plan(series, allow_shear=self.allow_shear, resample=self.resample)
         ]
         chosen = _only(plans)
         return chosen, read_volume(chosen, self.workers)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import replace
 from io import BytesIO
 from typing import BinaryIO, NamedTuple
 
-from medplat.dicom import encapsulated, mosaic, tags
+from medplat.dicom import encapsulated, mosaic, multiframe, tags
 from medplat.dicom.header import Entry, Header, Pixels
 from medplat.dicom.raw import LONG_VRS, SHORT_VRS, PixelElement, walk
 from medplat.dicom.syntax import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, NATIVE, syntax
@@ -17,6 +16,9 @@ from medplat.dicom.syntax import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, NATIV
 _VRS = frozenset(vr.encode() for vr in LONG_VRS | SHORT_VRS)
 _LONG = frozenset(vr.encode() for vr in LONG_VRS)
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+_SCALES = ("slope", "intercept")
+_SERIES_UID = 0x0020000E
+_META = 1 << 10  # Bytes that hold most file meta groups.
 _FLOAT_BITS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 
 
@@ -61,14 +63,20 @@ def read_header(file: BinaryIO, entry: Entry) -> Header:
     if not header.sop_class_uid and (pixel is None or not header.series_uid):
         raise NotDicomError("it holds no SOP class")
     if "MOSAIC" in header.image_type:
-        csa, tiles = raw.bytes(tags.CSA_IMAGE), raw.doubles(tags.MOSAIC_TILES)
-        header = replace(header, mosaic=mosaic.read(csa, tiles, header))
+        csa = raw.bytes(tags.private(raw, "csa"))
+        tiles = raw.doubles(tags.private(raw, "mosaic_tiles"))
+        header = header.changed(mosaic=mosaic.read(csa, tiles, header))
+    if header.frames > 1 or tags.FRAME_GROUPS in raw.sequences:
+        header = multiframe.describe(header, raw)
     if pixel is None:
-        return replace(header, damage="NO_PIXELS" if whole else "TRUNCATED")
-    pixels, damage = _locate(file, pixel, size, header)
-    if math.isnan(header.slope + header.intercept):
+        # What ends before the place of SeriesInstanceUID was cut, if only between two elements.
+        whole = whole and raw.last >= _SERIES_UID
+        return header.changed(damage="NO_PIXELS" if whole else "TRUNCATED")
+    pixels, damage = _locate(file, pixel, size, header, raw.bytes(tags.EXTENDED_OFFSETS))
+    scales = [v for name, column in header.per_frame if name in _SCALES for v in column]
+    if any(map(math.isnan, (header.slope, header.intercept, *scales))):
         damage = "TRUNCATED"
-    return replace(header, pixels=pixels, damage=damage)
+    return header.changed(pixels=pixels, damage=damage)
 
 
 def read_meta(file: BinaryIO, size: int) -> Meta:
@@ -77,14 +85,20 @@ def read_meta(file: BinaryIO, size: int) -> Meta:
     Raises:
         NotDicomError: Neither is there.
     """
-    head = file.read(132)
+    head = file.read(_META)
+
+    def at(start: int, count: int) -> bytes:
+        if start + count <= len(head):
+            return head[start : start + count]
+        file.seek(start)
+        return file.read(count)
+
     start = 132 if head[128:132] == b"DICM" else 0
     if start == 0 and not _plausible(head, size):
         raise NotDicomError("it is not DICOM" if head else "it is empty")
     values: dict[int, str] = {}
     while True:
-        file.seek(start)
-        lead = file.read(12)
+        lead = at(start, 12)
         if len(lead) < 8 or lead[:2] != b"\x02\x00":
             break
         element, vr = struct.unpack("<H", lead[2:4])[0], lead[4:6]
@@ -94,8 +108,7 @@ def read_meta(file: BinaryIO, size: int) -> Meta:
         length = struct.unpack("<L", lead[8:12])[0] if long else struct.unpack("<H", lead[6:8])[0]
         start += 12 if long else 8
         if element in (0x02, 0x03, 0x10):
-            file.seek(start)
-            values[element] = file.read(min(length, 128)).decode("latin-1").strip(" \0")
+            values[element] = at(start, min(length, 128)).decode("latin-1").strip(" \0")
         start += length
     return Meta(start, values.get(0x10, ""), values.get(0x02, ""), values.get(0x03, ""))
 
@@ -120,7 +133,7 @@ def _encoding(file: BinaryIO, meta: Meta) -> tuple[bool, bool]:
 
 
 def _locate(
-    file: BinaryIO, pixel: PixelElement, size: int, header: Header
+    file: BinaryIO, pixel: PixelElement, size: int, header: Header, offsets: bytes
 ) -> tuple[Pixels, str | None]:
     """Check that the pixel element is whole; TRUNCATED where it is not."""
     bits = _FLOAT_BITS.get(pixel.keyword, header.bits_allocated)
@@ -132,7 +145,10 @@ def _locate(
         parts = encapsulated.fragments(file, offset, size)
         if parts is None or len(parts) < header.frames:
             return Pixels(pixel.keyword, offset), "TRUNCATED"
-        return Pixels(pixel.keyword, offset, None, parts), None
+        firsts = encapsulated.first_fragments(file, offset, parts, header.frames, offsets)
+        if firsts is None:
+            return Pixels(pixel.keyword, offset), "TRUNCATED"
+        return Pixels(pixel.keyword, offset, None, parts, firsts), None
     short = min(pixel.length, size - offset) < expected
     if header.transfer_syntax not in NATIVE:
         short = bool(syntax(header.transfer_syntax).decoder)

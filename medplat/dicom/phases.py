@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from medplat.dicom.clock import DAY_US, past_midnight
 from medplat.dicom.geometry import Slot
 from medplat.dicom.header import Header
 from medplat.errors import Refused
 
-_HALF_DAY_US = 43_200_000_000
-_DAY_US = 2 * _HALF_DAY_US
 Value = float | int | None
 Order = tuple[tuple[Header, ...], ...]
 
@@ -41,20 +40,25 @@ class Phases:
 
 @dataclass(frozen=True)
 class _Key:
-    """A tag that may tell phases apart: by its value, and (times) by rank at each position."""
+    """A tag that may tell phases apart: by its value, and (times) by rank at each position.
+
+    `vetoes` is False for a tag that may decide, but not overrule a time.
+    """
 
     name: str
     values: dict[int, Value]
     strong: bool = True
     is_time: bool = False
     ranks: bool = False
+    vetoes: bool = True
 
 
-def order(slots: Sequence[Slot]) -> Phases:
+def order(slots: Sequence[Slot], *, accept: bool = False) -> Phases:
     """Put the images of equally filled positions into phases.
 
     Args:
         slots: Positions along the normal, each with the same number k > 1 of images.
+        accept: Where tags disagree, a person has settled for the order of the strongest.
 
     Raises:
         Refused: PHASE_CONFLICT.
@@ -63,17 +67,25 @@ def order(slots: Sequence[Slot]) -> Phases:
     keys = _keys(headers)
     tried = [(key, _partition(key, slots)) for key in keys]
     strong = [(key, found) for key, found in tried if found is not None and key.strong]
-    guess = ""
+    guess, notes = "", _notes(headers, len(slots[0].headers))
     if strong:
         timed = [pair for pair in strong if pair[0].is_time]
         chosen, frames = (timed or strong)[0]
         for key, found in strong:
-            if found != frames:
-                raise Refused("PHASE_CONFLICT", _conflict(chosen, key, frames, found))
+            if found != frames and (key.vetoes or not timed):
+                text = _conflict(chosen, key, frames, found)
+                if not accept:
+                    raise Refused("PHASE_CONFLICT", text)
+                notes += (f"{text}: {chosen.name} is followed",)
     else:
         frames, guess = _guess(slots, keys, tried)
-    times, source = _times(frames, keys)
-    return Phases(frames, times, source, guess, _notes(headers, len(frames)))
+    try:
+        times, source = _times(frames, keys)
+    except Refused as refused:
+        if not accept:
+            raise
+        times, source, notes = None, None, (*notes, refused.message)
+    return Phases(frames, times, source, guess, notes)
 
 
 def _keys(headers: Sequence[Header]) -> list[_Key]:
@@ -83,11 +95,25 @@ def _keys(headers: Sequence[Header]) -> list[_Key]:
     content = _unwrapped(headers, lambda h: h.content_us, lambda h: False)
     return [
         _Key("TemporalPositionIdentifier", _by(headers, lambda h: h.temporal_position)),
+        *_dimensions(headers),
         _Key("private begin time", begins, is_time=True, ranks=True),
         _Key("TriggerTime", _by(headers, lambda h: h.trigger_time_ms), is_time=True),
         _Key("AcquisitionNumber", _by(headers, lambda h: h.acquisition_number)),
         _Key("AcquisitionTime", acquired, is_time=True, ranks=True),
         _Key("ContentTime", content, strong=False, is_time=True, ranks=True),
+    ]
+
+
+def _dimensions(headers: Sequence[Header]) -> list[_Key]:
+    """One key for each dimension of a multi-frame object, whatever the vendor means by it."""
+    counts = {len(header.dimensions) for header in headers}
+    return [
+        _Key(
+            f"DimensionIndexValues {index + 1}",
+            {id(header): header.dimensions[index] for header in headers},
+            vetoes=False,
+        )
+        for index in range(counts.pop() if len(counts) == 1 else 0)
     ]
 
 
@@ -105,14 +131,8 @@ def _unwrapped(
     known = [us for us in found.values() if us is not None]
     if len(known) < len(found) or len({dated(h) for h in headers}) > 1:
         return dict.fromkeys(found)
-    latest = max(known)
-    one_day = all(not dated(h) for h in headers) or min(known) // _DAY_US == latest // _DAY_US
-    if not one_day or latest - min(known) <= _HALF_DAY_US:
-        return {**found}
-    return {
-        key: us + _DAY_US if us is not None and latest - us > _HALF_DAY_US else us
-        for key, us in found.items()
-    }
+    one_day = all(not dated(h) for h in headers) or min(known) // DAY_US == max(known) // DAY_US
+    return {**dict(zip(found, past_midnight(known), strict=True))} if one_day else {**found}
 
 
 def _partition(key: _Key, slots: Sequence[Slot]) -> Order | None:
@@ -156,10 +176,10 @@ def _by_instance(slots: Sequence[Slot]) -> tuple[Order | None, str]:
     """Phases out of InstanceNumber: phase-major or slice-major runs."""
     place = {id(h): index for index, slot in enumerate(slots) for h in slot.headers}
     headers = [h for slot in slots for h in slot.headers]
-    numbers = [h.instance_number for h in headers]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    numbers = [(h.instance_number, h.frame) for h in headers]
+    if None in {number for number, _ in numbers} or len(set(numbers)) < len(numbers):
         return None, ""
-    headers.sort(key=lambda h: h.instance_number or 0)
+    headers.sort(key=lambda h: (h.instance_number or 0, h.frame))
     z, k = len(slots), len(slots[0].headers)
     runs = [headers[i : i + z] for i in range(0, len(headers), z)]
     if all(len({place[id(h)] for h in run}) == z for run in runs):
@@ -188,11 +208,20 @@ def _times(frames: Order, keys: list[_Key]) -> tuple[tuple[float, ...] | None, s
             continue
         if name == "TriggerTime" and any(len({values[id(h)] for h in p}) > 1 for p in frames):
             continue  # The timing of slices inside a volume.
+        if _coarse(starts, scale):
+            continue
         if any(late <= early for early, late in pairwise(starts)):
             shown = ", ".join(f"{(start - starts[0]) / scale:g}" for start in starts[:12])
             raise Refused("PHASE_CONFLICT", f"{name} of the phases does not increase ({shown} s)")
         return tuple((start - starts[0]) / scale for start in starts), name
     return None, None
+
+
+def _coarse(starts: Sequence[float], scale: float) -> bool:
+    """Whether a clock of whole seconds gives phases that follow one another the same time."""
+    whole = all(start % scale == 0 for start in starts)
+    rising = all(late >= early for early, late in pairwise(starts))
+    return whole and rising and len(set(starts)) < len(starts)
 
 
 def _starts(frames: Order, values: dict[int, Value]) -> list[float] | None:

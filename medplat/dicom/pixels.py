@@ -9,6 +9,8 @@ import hashlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, BinaryIO, cast
 
@@ -57,31 +59,61 @@ def check_decoder(header: Header) -> None:
         raise Refused("UNSUPPORTED_SYNTAX", text)
 
 
-def read_into(header: Header, out: Array) -> None:
+def open_file(header: Header) -> BinaryIO:
+    """Open the file of an image, inflated where it is deflated: `read_into` may use it often.
+
+    Raises:
+        Refused: TRUNCATED.
+    """
+    with _reading(header):
+        return _open(header)
+
+
+def read_into(header: Header, out: Array, file: BinaryIO | None = None) -> None:
     """Read the stored values of an image into `out`.
 
     Args:
-        header: A single-frame image (a mosaic's tile stands for its whole sheet here).
+        header: An image or a frame (a mosaic's tile stands for its whole sheet here).
         out: C-contiguous (rows, columns) of `dtype(header)`: the sheet's size for a mosaic.
+        file: From `open_file`; None opens and closes it.
 
     Raises:
         Refused: TRUNCATED or UNSUPPORTED_SYNTAX.
     """
-    try:
+    if file is None:
+        with open_file(header) as file:
+            read_into(header, out, file)
+        return
+    with _reading(header):
         if header.pixels.length is None:
-            out[...] = _decode(header, out.shape)
+            out[...] = _decode(header, out.shape, file)
             bits = (header.bits_allocated - header.bits_stored,) * 2
         else:
-            _read_native(header, out)
+            _read_native(header, out, file)
             above = header.bits_allocated - 1 - header.high_bit
             bits = (above, header.bits_allocated - header.bits_stored)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        text = f"image {header.instance_number} cannot be read ({type(error).__name__})"
-        raise Refused("TRUNCATED", text) from error
     if out.dtype.kind in "iu" and bits[1] > 0 and bits[0] >= 0:
         # Drops bits outside the stored ones, and extends the sign where there is one.
         np.left_shift(out, bits[0], out=out)
         np.right_shift(out, bits[1], out=out)
+
+
+@contextmanager
+def _reading(header: Header) -> Iterator[None]:
+    """What goes wrong in the file becomes the verdict on its series."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            text = f"image {header.instance_number} cannot be read ({error.strerror})"
+            raise Refused("UNREADABLE", text) from error
+        text = f"{_which(header)} cannot be read ({type(error).__name__})"
+        raise Refused("TRUNCATED", text) from error
+
+
+def _which(header: Header) -> str:
+    frame = f", frame {header.frame + 1}" if header.frames > 1 else ""
+    return f"image {header.instance_number}{frame}"
 
 
 def check_size(header: Header) -> None:
@@ -92,13 +124,15 @@ def check_size(header: Header) -> None:
     """
     if header.pixels.length is not None:
         return
-    stream, shape = _stream(header), sheet_shape(header)
+    shape = sheet_shape(header)
+    with open_file(header) as file, _reading(header):
+        stream = _stream(header, file)
     stated = codestream_shape(stream)
     if stated is None and syntax(header.transfer_syntax).decoder == "rle":
         bytes_needed = shape[0] * shape[1] * header.bits_allocated // 8
         stated = shape if bytes_needed <= _RLE_RATIO * len(stream) else (0, 0)
     if stated is not None and stated != shape:
-        text = f"image {header.instance_number}: the codestream is not the {shape} of the header"
+        text = f"{_which(header)}: the codestream is not the {shape} of the header"
         raise Refused("TRUNCATED", text)
 
 
@@ -134,37 +168,46 @@ def _open(header: Header) -> BinaryIO:
     return source.open_entry(entry)
 
 
-def _read_native(header: Header, out: Array) -> None:
+def _read_native(header: Header, out: Array, file: BinaryIO) -> None:
     assert header.pixels.offset is not None
-    with _open(header) as file:
-        file.seek(header.pixels.offset)
-        read = file.readinto(out.data.cast("B"))  # type: ignore[attr-defined]
+    inside = header.frame * out.nbytes if header.frames > 1 else 0
+    file.seek(header.pixels.offset + inside)
+    read = file.readinto(out.data.cast("B"))  # type: ignore[attr-defined]
     if read != out.nbytes:
-        text = f"image {header.instance_number} holds {read} of {out.nbytes} bytes of pixels"
+        text = f"{_which(header)} holds {read} of {out.nbytes} bytes of pixels"
         raise Refused("TRUNCATED", text)
     if header.transfer_syntax == BIG_ENDIAN and out.itemsize > 1:
         out.byteswap(inplace=True)
 
 
-def _stream(header: Header) -> bytes:
-    """The codestream of a single-frame encapsulated image."""
-    with _open(header) as file:
-        parts = []
-        for offset, length in header.pixels.fragments:
-            file.seek(offset)
-            parts.append(file.read(length))
+def _stream(header: Header, file: BinaryIO) -> bytes:
+    """The codestream of an encapsulated image or frame."""
+    parts = []
+    for offset, length in _fragments(header):
+        file.seek(offset)
+        parts.append(file.read(length))
     return b"".join(parts)
 
 
-def _decode(header: Header, shape: tuple[int, ...]) -> Array:
+def _fragments(header: Header) -> tuple[tuple[int, int], ...]:
+    every, firsts = header.pixels.fragments, header.pixels.firsts
+    if header.frames == 1:
+        return every
+    if not firsts:
+        return every[header.frame : header.frame + 1]
+    end = firsts[header.frame + 1] if header.frame + 1 < len(firsts) else len(every)
+    return every[firsts[header.frame] : end]
+
+
+def _decode(header: Header, shape: tuple[int, ...], file: BinaryIO) -> Array:
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
     check_decoder(header)
-    stream = _stream(header)
+    stream = _stream(header, file)
     stated = codestream_shape(stream)
     if stated is not None and stated != shape:
-        text = f"image {header.instance_number}: the codestream is {stated}, the header {shape}"
+        text = f"{_which(header)}: the codestream is {stated}, the header {shape}"
         raise Refused("TRUNCATED", text)
     options: dict[str, Any] = {
         "rows": shape[0],
@@ -184,7 +227,7 @@ def _decode(header: Header, shape: tuple[int, ...]) -> Array:
     except Exception as error:
         # Every decoder has errors of its own; all mean that the stream does not decode.
         name = syntax(header.transfer_syntax).name
-        text = f"image {header.instance_number} does not decode as {name} ({type(error).__name__})"
+        text = f"{_which(header)} does not decode as {name} ({type(error).__name__})"
         raise Refused("TRUNCATED", text) from error
     return array.reshape(shape)
 

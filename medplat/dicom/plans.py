@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from medplat.dicom import summary
 from medplat.dicom.codes import CODES
 from medplat.dicom.header import Header
+from medplat.dicom.resample import Regrid
 from medplat.errors import Refused
 from medplat.types import Geometry, Series, SeriesStatus
 
@@ -43,8 +45,9 @@ class SeriesPlan:
         fates: Every input file of the stack once, sorted by path.
         phase_times_s: Seconds from the first phase; None where unknown.
         phase_time_source: The tag that the phase times come from.
-        started_s: First acquisition of the stack on an absolute clock: internal, never written.
+        started_us: First acquisition of the stack on an absolute clock: internal, never written.
         metadata: Technical values for the sidecar (allow-list).
+        regrid: How the slices come onto a regular grid, where the stack is resampled.
     """
 
     series: Series
@@ -54,8 +57,9 @@ class SeriesPlan:
     fates: tuple[Fate, ...]
     phase_times_s: tuple[float, ...] | None = None
     phase_time_source: str | None = None
-    started_s: float | None = None
+    started_us: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    regrid: Regrid | None = None
 
     @property
     def convertible(self) -> bool:
@@ -83,6 +87,27 @@ def used(frames: Sequence[Sequence[Header]]) -> list[Fate]:
 def _range(indices: Iterable[int]) -> str:
     found = sorted(indices)
     return str(found[0]) if found[0] == found[-1] else f"{found[0]}-{found[-1]}"
+
+
+def once(found: list[SeriesPlan]) -> list[SeriesPlan]:
+    """The plans of one series, each file in the account of one of them only.
+
+    A multi-frame file may have frames in several stacks: it counts for the first that uses it.
+    """
+    owners: dict[str, tuple[bool, int]] = {}
+    for index, plan in enumerate(found):
+        for fate in plan.fates:
+            claim = (fate.status != "used", index)
+            owners[fate.path] = min(claim, owners.get(fate.path, claim))
+    return [
+        replace(plan, fates=tuple(f for f in plan.fates if owners[f.path][1] == index))
+        for index, plan in enumerate(found)
+    ]
+
+
+def one_phase(plan: SeriesPlan, phase: int) -> SeriesPlan:
+    """The plan of a single phase of a dynamic stack."""
+    return replace(plan, frames=(plan.frames[phase],), phase_times_s=None)
 
 
 class SkippedError(Exception):
@@ -133,24 +158,30 @@ class Draft:
         self.codes = [error.code, *(code for code in self.codes if code != error.code)]
         self.messages.insert(0, error.message)
         status: Literal["rejected", "skipped"] = "skipped"
+        started = None
         if isinstance(error, Refused):
-            status = "rejected"
+            # The study's clock must not change with a verdict that a person may settle.
+            status, started = "rejected", summary.started(self.headers)
         for header in self.headers:
             self.lose(header, error.code, status)
-        return SeriesPlan(self._series(status), None, (), self.key, self._fates([]))
+        series = self._series(status)
+        return SeriesPlan(series, None, (), self.key, self._fates([]), started_us=started)
 
     def finish(
         self, place: Geometry, frames: tuple[tuple[Header, ...], ...], **rest: Any
     ) -> SeriesPlan:
         """The plan of a stack that is converted."""
         spacing = np.linalg.norm(place.affine[:3, :3], axis=0)
+        fates = used(frames)
+        if rest.get("regrid") is not None:
+            fates = [fate._replace(slice=None) for fate in fates]
         series = replace(
             self._series("warned" if self.codes else "converted"),
             shape=(*place.shape, len(frames)) if len(frames) > 1 else place.shape,
             spacing_mm=tuple(round(float(value), 6) for value in spacing),
             phase_times_s=rest.get("phase_times_s"),
         )
-        return SeriesPlan(series, place, frames, self.key, self._fates(used(frames)), **rest)
+        return SeriesPlan(series, place, frames, self.key, self._fates(fates), **rest)
 
     def _series(self, status: SeriesStatus) -> Series:
         return replace(
@@ -158,4 +189,5 @@ class Draft:
         )
 
     def _fates(self, found: list[Fate]) -> tuple[Fate, ...]:
-        return tuple(sorted([*found, *self.lost.values()], key=lambda fate: fate.path))
+        every = self.lost | {fate.path: fate for fate in found}
+        return tuple(sorted(every.values(), key=lambda fate: fate.path))

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from medplat.dicom import pixels
+from medplat.dicom import multiframe, pixels
 from medplat.dicom.header import Header
 from medplat.dicom.plans import SkippedError
 from medplat.errors import Refused
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-_ENHANCED = frozenset(_STORAGE + end for end in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "30"))
+_ENHANCED = frozenset(
+    _STORAGE + end
+    for end in (
+        "2.1",
+        "2.2",
+        "4.1",
+        "4.3",
+        "4.4",
+        "128.1",
+        "130",
+        "30",
+    )
+)
 _VOLUMES = frozenset(_STORAGE + end for end in ("2", "4", "128")) | _ENHANCED
 _SECONDARY = _STORAGE + "7"
 _SCOUTS = frozenset({"LOCALIZER", "SCOUT"})
@@ -57,8 +69,6 @@ def _check_holes(fit: Sequence[Header], empty: Sequence[Header]) -> None:
 
 def _unfit(header: Header) -> tuple[str, str] | None:
     """Code and sentence of an image that is left out; None where it is meant for a volume."""
-    if header.damage == "TRUNCATED":
-        return None  # `check` refuses the series for it.
     tokens = {value.upper() for value in header.image_type}
     derived = "DERIVED" in header.image_type[:1]
     if tokens & _SCOUTS:
@@ -67,6 +77,8 @@ def _unfit(header: Header) -> tuple[str, str] | None:
         if header.samples != 1:
             return "NOT_IMAGE", "colour secondary capture"
         return "DERIVED", "a secondary capture"
+    if header.damage == "TRUNCATED" and header.samples == 1:
+        return None  # `check` refuses the series for it.
     if derived and (tokens & _PROJECTIONS or header.burned_in):
         return "DERIVED", "a projection, or an image with burned-in annotation"
     if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
@@ -75,33 +87,38 @@ def _unfit(header: Header) -> tuple[str, str] | None:
         return "NOT_IMAGE", "values need a modality look-up table"
     if header.damage == "NO_PIXELS":
         return "NO_PIXELS", "there is no pixel data"
-    if header.frames > 1 and header.sop_class_uid not in _ENHANCED:
+    known = header.sop_class_uid in _ENHANCED or multiframe.placed(header)
+    if header.frames > 1 and not known:
         return "NOT_IMAGE", "several frames in an object without frame geometry"
     flat = header.modality in FLAT_MODALITIES
-    if header.position is None and not flat and header.sop_class_uid not in _VOLUMES:
+    if not (multiframe.placed(header) or flat or header.sop_class_uid in _VOLUMES):
         return "NOT_IMAGE", f"{header.modality or 'unknown'} images without a position"
     return None
+
+
+def check_planes(images: Sequence[Header]) -> None:
+    """Skip the few images that only show where the others lie.
+
+    Raises:
+        SkippedError: LOCALIZER, for three images or fewer in several orientations.
+    """
+    planes = {tuple(round(v, 3) for v in h.orientation) for h in images if h.orientation}
+    if len(images) <= _SCOUT_IMAGES and len(planes) > 1:
+        raise SkippedError("LOCALIZER", f"{len(images)} images in {len(planes)} orientations")
 
 
 def check(headers: Sequence[Header]) -> None:
     """Refuse a series that cannot be read whole.
 
     Raises:
-        Refused: TRUNCATED, MULTIFRAME, MOSAIC, UNSUPPORTED_SYNTAX or NOT_IMAGE.
-        SkippedError: LOCALIZER, for three images or fewer in several orientations.
+        Refused: TRUNCATED, MOSAIC, UNSUPPORTED_SYNTAX or NOT_IMAGE.
     """
-    planes = {tuple(round(v, 3) for v in h.orientation) for h in headers if h.orientation}
-    if len(headers) <= _SCOUT_IMAGES and len(planes) > 1:
-        raise SkippedError("LOCALIZER", f"{len(headers)} images in {len(planes)} orientations")
     cut = [header for header in headers if header.damage == "TRUNCATED"]
     if cut:
         numbers = ", ".join(str(header.instance_number) for header in cut[:10])
         text = f"{len(cut)} of {len(headers)} images end too early (image {numbers})"
         raise Refused("TRUNCATED", text)
     for header in headers:
-        if header.sop_class_uid in _ENHANCED:
-            text = f"a multi-frame object of {header.frames} frames is not read yet"
-            raise Refused("MULTIFRAME", text)
         if "MOSAIC" in header.image_type and header.mosaic is None:
             raise Refused("MOSAIC", "the private header that places the mosaic's tiles is gone")
     for syntax in {header.transfer_syntax: header for header in headers}.values():

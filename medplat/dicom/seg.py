@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medplat import __version__, paths
-from medplat.dicom.segread import Segment, SegVolume, from_dataset, onto, read, referenced
+from medplat.dicom.labels import LabelVolume, Segment
+from medplat.dicom.segread import from_dataset, onto, read, read_apart, referenced
 from medplat.errors import Refused
 from medplat.types import Array
 from medplat.workflow.schema import Code, Label
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Kind",
-    "SegVolume",
+    "LabelVolume",
     "Segment",
     "build",
     "code_of",
     "from_dataset",
     "onto",
     "read",
+    "read_apart",
     "referenced",
     "save",
     "warm_up",

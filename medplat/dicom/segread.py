@@ -6,12 +6,13 @@ Frames are placed by their own positions (PS3.3 C.7.6.16.2.3, C.8.20.2), never b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from medplat.dicom import labels
+from medplat.dicom.labels import LabelVolume, Segment, check_values
 from medplat.errors import Refused
 from medplat.types import Affine, Array, Geometry
 from medplat.workflow.schema import Code
@@ -21,38 +22,7 @@ if TYPE_CHECKING:
 
 _BACKGROUND = ("125040", "DCM")
 _CLOSE_MM = 0.01
-_CORNER_MM = 1e-3
-
-
-class Segment(NamedTuple):
-    """One structure of a label volume."""
-
-    value: int
-    name: str
-    code: Code | None
-
-
-@dataclass(frozen=True, eq=False)
-class SegVolume:
-    """A DICOM SEG as one label volume; it spans the stored frames only, see `onto`.
-
-    Attributes:
-        array: (x, y, z) uint8 or uint16; slices along the normal, holes filled with `padding`.
-        affine: Voxel index to RAS+ mm.
-        segments: What the values mean, background left out.
-        referenced_series_uid: The series it was drawn on; None where not stated.
-        study_uid: StudyInstanceUID.
-        frame_of_reference_uid: DICOM (0020,0052).
-        padding: Value of voxels whose frame was left out; 0 but in rare label maps.
-    """
-
-    array: Array
-    affine: Affine
-    segments: tuple[Segment, ...]
-    referenced_series_uid: str | None = None
-    study_uid: str = ""
-    frame_of_reference_uid: str | None = None
-    padding: int = 0
+_KINDS = ("BINARY", "LABELMAP", "FRACTIONAL")
 
 
 class _Frame(NamedTuple):
@@ -63,49 +33,67 @@ class _Frame(NamedTuple):
     pixels: Array
 
 
-def read(path: Path | BinaryIO) -> SegVolume:
-    """Read a BINARY or LABELMAP segmentation as one label volume.
+def read(path: Path | BinaryIO) -> LabelVolume:
+    """Read a segmentation as one label volume, or as fractions where it holds such.
 
     Args:
         path: A DICOM SEG file, or one that is open.
 
     Raises:
-        Refused: NOT_IMAGE where it is no SEG or a tiled or fractional one, NO_GEOMETRY,
-            MIXED_ORIENTATION or UNEVEN_SPACING where its frames make no volume, LABEL_OVERLAP where
-            a voxel lies in two segments, LABEL_UNKNOWN_VALUE where a value has no segment.
+        Refused: NOT_IMAGE where it is no SEG or a tiled one, NO_GEOMETRY, MIXED_ORIENTATION or
+            UNEVEN_SPACING where its frames make no volume, LABEL_OVERLAP where a voxel lies in two
+            segments, LABEL_UNKNOWN_VALUE where a value has no segment.
     """
     import pydicom
 
     return from_dataset(pydicom.dcmread(path))
 
 
-def referenced(path: Path | BinaryIO) -> str | None:
-    """The one series that a segmentation names as its source, read without its pixels."""
+def referenced(path: Path | BinaryIO) -> tuple[str | None, frozenset[str]]:
+    """What a segmentation was drawn on, read without its pixels.
+
+    Returns:
+        The one series that it names, else None; and the images that its frames name.
+    """
     import pydicom
 
-    return _referenced(pydicom.dcmread(path, stop_before_pixels=True))
+    dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    images = {
+        str(image.get("ReferencedSOPInstanceUID", ""))
+        for frame in dataset.get("PerFrameFunctionalGroupsSequence") or ()
+        for derivation in frame.get("DerivationImageSequence") or ()
+        for image in derivation.get("SourceImageSequence") or ()
+    }
+    return _referenced(dataset), frozenset(images - {""})
 
 
-def from_dataset(dataset: Dataset) -> SegVolume:
-    """As `read`, of an open data set."""
+def read_apart(path: Path | BinaryIO) -> list[LabelVolume]:
+    """As `read`, one volume for each segment of a binary segmentation: they may overlap."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    return [from_dataset(dataset, one) for one in _segments(dataset)]
+
+
+def from_dataset(dataset: Dataset, only: Segment | None = None) -> LabelVolume:
+    """As `read`, of an open data set; of a single segment if `only` is given."""
     kind = str(dataset.get("SegmentationType", ""))
-    if kind not in ("BINARY", "LABELMAP"):
+    if kind not in _KINDS:
         raise Refused("NOT_IMAGE", f"a segmentation of type {kind or 'none'} is not read as labels")
     if dataset.get("DimensionOrganizationType") == "TILED_FULL":
         raise Refused("NOT_IMAGE", "a tiled segmentation (microscopy) is not read as labels")
     frames = _frames(dataset, kind)
     affine, at = _place(frames, _stated_step(dataset))
-    segments = _segments(dataset)
+    segments = (only,) if only else _segments(dataset)
     padding = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
-    array = _fill(frames, at, padding, max([padding, *(one.value for one in segments)]))
-    known = {0, padding, *(one.value for one in segments)}
-    unknown = set(np.unique(array).tolist()) - known
-    if unknown:
-        raise Refused(
-            "LABEL_UNKNOWN_VALUE",
-            f"the segmentation holds values without a segment: {sorted(unknown)}",
-        )
-    return SegVolume(
+    fraction = ""
+    if kind == "FRACTIONAL":
+        fraction = str(dataset.get("SegmentationFractionalType") or "PROBABILITY")
+        array = _fill_fractions(frames, at, segments, float(dataset.MaximumFractionalValue))
+    else:
+        array = _fill(frames, at, padding, segments, only)
+        check_values(array, {one.value: one for one in segments}, padding)
+    return LabelVolume(
         array=array,
         affine=affine,
         segments=segments,
@@ -113,50 +101,14 @@ def from_dataset(dataset: Dataset) -> SegVolume:
         study_uid=str(dataset.get("StudyInstanceUID", "")),
         frame_of_reference_uid=dataset.get("FrameOfReferenceUID") or None,
         padding=padding,
+        fraction=fraction,
+        cropped=(False, False, True),
     )
 
 
-def onto(volume: SegVolume, geometry: Geometry) -> Array:
-    """The labels on the grid of a series: (x, y, z) of `geometry`, what is not stored being 0.
-
-    Raises:
-        Refused: LABEL_GRID_MISMATCH, LABEL_FLIPPED or LABEL_OUTSIDE (a corner off by more
-            than 1e-3 mm, an axis reversed, a labelled voxel outside).
-    """
-    into = np.linalg.inv(geometry.affine) @ volume.affine
-    turn, shift = np.rint(into[:3, :3]), np.rint(into[:3, 3])
-    corners = _corners(volume.array.shape)
-    moved = corners @ turn.T + shift
-    off = (corners @ into[:3, :3].T + into[:3, 3] - moved) @ geometry.affine[:3, :3].T
-    worst = float(np.abs(np.linalg.norm(off, axis=1)).max())
-    diagonal = np.array_equal(np.abs(turn), np.eye(3))
-    in_plane = volume.array.shape[:2] == geometry.shape[:2]
-    if worst > _CORNER_MM or not diagonal or not in_plane:
-        raise Refused(
-            "LABEL_GRID_MISMATCH",
-            f"the label's grid {volume.array.shape} is not a part of the series' grid "
-            f"{geometry.shape} (corners off by {worst:.3g} mm)",
-        )
-    if not np.array_equal(turn, np.eye(3)):
-        raise Refused("LABEL_FLIPPED", "the label fits its series only after an axis is reversed")
-    labels = (
-        np.where(volume.array == volume.padding, 0, volume.array)
-        if volume.padding
-        else volume.array
-    )
-    first = int(shift[2])
-    stay = [k for k in range(labels.shape[2]) if 0 <= first + k < geometry.shape[2]]
-    lost = np.delete(labels, stay, axis=2)
-    if lost.any() or shift[0] or shift[1]:
-        raise Refused("LABEL_OUTSIDE", "the label reaches outside the grid of its series")
-    whole = np.zeros(geometry.shape, labels.dtype)
-    whole[:, :, [first + k for k in stay]] = labels[:, :, stay]
-    return whole
-
-
-def _corners(shape: Sequence[int]) -> Array:
-    ends = [(0, size - 1) for size in shape]
-    return np.array([(x, y, z) for x in ends[0] for y in ends[1] for z in ends[2]], np.float64)
+def onto(volume: LabelVolume, geometry: Geometry) -> Array:
+    """The labels on the grid of a series, see `labels.onto`."""
+    return labels.onto(volume, geometry)[0]
 
 
 def _frames(dataset: Dataset, kind: str) -> list[_Frame]:
@@ -175,7 +127,7 @@ def _frames(dataset: Dataset, kind: str) -> list[_Frame]:
                 "NO_GEOMETRY", "the segmentation states no position, orientation or spacing"
             ) from error
         number = None
-        if kind == "BINARY":
+        if kind != "LABELMAP":
             sequence = _macro(own, shared, "SegmentIdentificationSequence")
             number = int(sequence.ReferencedSegmentNumber)
         frames.append(
@@ -243,21 +195,48 @@ def _steps(levels: Array, stated: float | None) -> tuple[float, Array]:
     raise Refused("UNEVEN_SPACING", "the frames of the segmentation are not equally spaced")
 
 
-def _fill(frames: Sequence[_Frame], at: Sequence[int], padding: int, highest: int) -> Array:
+def _fill(
+    frames: Sequence[_Frame],
+    at: Sequence[int],
+    padding: int,
+    segments: Sequence[Segment],
+    only: Segment | None,
+) -> Array:
     rows, columns = frames[0].pixels.shape
+    stated = [padding, *(one.value for one in segments)]
+    highest = max([*stated, *(frame.segment or 0 for frame in frames)])
     dtype = np.uint8 if highest < 256 else np.uint16
     array = np.full((columns, rows, max(at) + 1), padding, dtype)
     for index in set(at) if padding else ():
         array[:, :, index] = 0
     for frame, index in zip(frames, at, strict=True):
         plane = frame.pixels.T
+        if only and frame.segment != only.value:
+            continue
         if frame.segment is None:
             array[:, :, index] = plane
             continue
         inside = plane > 0
-        if array[:, :, index][inside].any():
-            raise Refused("LABEL_OVERLAP", f"voxels of slice {index} lie in two segments")
+        taken = array[:, :, index][inside]
+        if taken.any():
+            raise labels.overlap(segments, {frame.segment, *taken[taken > 0].tolist()})
         array[:, :, index][inside] = frame.segment
+    return array
+
+
+def _fill_fractions(
+    frames: Sequence[_Frame], at: Sequence[int], segments: Sequence[Segment], highest: float
+) -> Array:
+    """(x, y, z, segment) float32 from 0 to 1."""
+    rows, columns = frames[0].pixels.shape
+    places = {segment.value: place for place, segment in enumerate(segments)}
+    array = np.zeros((columns, rows, max(at) + 1, len(segments)), np.float32)
+    for frame, index in zip(frames, at, strict=True):
+        place = places.get(frame.segment or 0)
+        if place is None:
+            text = f"a frame belongs to segment {frame.segment}, which is not described"
+            raise Refused("LABEL_UNKNOWN_VALUE", text)
+        array[:, :, index, place] = frame.pixels.T / highest
     return array
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medplat.dicom import geometry
+from medplat.dicom import beside, geometry
 from medplat.dicom.header import Header
 from medplat.errors import Refused
 
 if TYPE_CHECKING:
     from medplat.dicom.scan import SourceFile
+    from medplat.pseudonym import Pseudonyms
 
 ORIENTATION_TOLERANCE = 1e-4
 _SPACING_TOLERANCE = 1e-4
@@ -34,12 +35,16 @@ class SeriesFiles:
         study_uid: StudyInstanceUID, or the same key.
         headers: One a file.
         has_uid: False where study or series UID is empty (code NO_UID).
+        lost: Files that could not be read and may be images of it (`beside.told`).
+        alone: No other series could claim them.
     """
 
     series_uid: str
     study_uid: str
     headers: tuple[Header, ...]
     has_uid: bool = True
+    lost: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,12 @@ class Split:
     set_aside: tuple[tuple[Header, str], ...] = ()
 
 
-def group(files: Sequence[SourceFile]) -> list[SeriesFiles]:
+def group(files: Sequence[SourceFile], pseudonyms: Pseudonyms | None = None) -> list[SeriesFiles]:
     """Put the image files of a scan together by study and series.
 
     Args:
         files: From `scan.scan`; all but the images are left out.
+        pseudonyms: Salts the key that stands in for an empty UID.
 
     Returns:
         Sorted by study, series number and series UID.
@@ -75,16 +81,17 @@ def group(files: Sequence[SourceFile]) -> list[SeriesFiles]:
     groups: dict[tuple[str, str, bool], list[Header]] = defaultdict(list)
     for file in files:
         if file.status == "image" and file.header is not None:
-            groups[_key(file.header)].append(file.header)
+            groups[_key(file.header, pseudonyms)].append(file.header)
     found = [
         SeriesFiles(series, study, tuple(sorted(same, key=lambda h: h.path)), has_uid)
         for (study, series, has_uid), headers in groups.items()
         for same in _reissued(headers)
     ]
-    return sorted(found, key=lambda s: (s.study_uid, s.headers[0].series_number or 0, s.series_uid))
+    found.sort(key=lambda s: (s.study_uid, s.headers[0].series_number or 0, s.series_uid))
+    return beside.told(found, files)
 
 
-def _key(header: Header) -> tuple[str, str, bool]:
+def _key(header: Header, pseudonyms: Pseudonyms | None) -> tuple[str, str, bool]:
     if header.study_uid and header.series_uid:
         return header.study_uid, header.series_uid, True
     parts = (
@@ -93,7 +100,9 @@ def _key(header: Header) -> tuple[str, str, bool]:
         header.series_description,
         f"{header.rows}x{header.columns}",
     )
-    key = "no-uid-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    text = "\0".join(parts)
+    salted = pseudonyms.digest(text) if pseudonyms else hashlib.sha256(text.encode()).hexdigest()
+    key = f"no-uid-{salted[:16]}"
     return header.study_uid or key, header.series_uid or key, False
 
 

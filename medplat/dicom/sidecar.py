@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,17 +44,37 @@ def scrub(text: str, identity: Iterable[str]) -> str:
     Returns:
         The rest, with single spaces.
     """
-    names = {
-        token.casefold()
-        for value in identity
-        for token in (*_TOKEN.findall(value), *value.split())
-        if len(token) >= 3
-    }
+    return _scrubbed(text, tuple(identity))
+
+
+@lru_cache(maxsize=4096)
+def _scrubbed(text: str, identity: tuple[str, ...]) -> str:
+    names = _names(identity)
     text = " ".join(word for word in text.split() if word.casefold() not in names)
     text = _TOKEN.sub(lambda m: " " if m.group().casefold() in names else m.group(), text)
     text = _DATE.sub(" ", text)
     text = _DIGITS.sub(" ", text)
     return _SPACES.sub(" ", text).strip()
+
+
+@lru_cache(maxsize=256)
+def _names(identity: tuple[str, ...]) -> frozenset[str]:
+    """The tokens that identify."""
+    return frozenset(
+        token.casefold()
+        for value in identity
+        for token in (*_TOKEN.findall(value), *value.split())
+        if len(token) >= 3
+    )
+
+
+def scrub_value(value: Any, identity: Collection[str]) -> Any:
+    """`scrub` for a text, or for every text inside lists and tuples; UIDs stand as they are."""
+    if isinstance(value, str):
+        return value if _UID.fullmatch(value) else scrub(value, identity)
+    if isinstance(value, list | tuple):
+        return type(value)(scrub_value(one, identity) for one in value)
+    return value
 
 
 def describe(
@@ -119,15 +140,7 @@ def spacing(volume: Volume) -> list[float]:
 def _tags(plan: SeriesPlan) -> dict[str, Any]:
     """Technical values; their texts are scrubbed like a description, UIDs stand as they are."""
     names = _identity(plan).texts if plan.frames else ()
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, str) and not _UID.fullmatch(value):
-            return scrub(value, names)
-        if isinstance(value, list | tuple):
-            return [clean(one) for one in value]
-        return value
-
-    return {name: clean(value) for name, value in plan.metadata.items()}
+    return {name: scrub_value(value, names) for name, value in plan.metadata.items()}
 
 
 def _identity(plan: SeriesPlan) -> Identity:

@@ -22,7 +22,7 @@ MAX_TOTAL = 64 << 30
 MAX_MEMBER = 4 << 30
 MAX_RATIO = 200
 _RATIO_FREE = 64 << 20
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 # A zip with one of these is a program or an office document, not an export.
 _NOT_EXPORT = frozenset({"META-INF/MANIFEST.MF", "[Content_Types].xml"})
 
@@ -35,10 +35,11 @@ class Litter(NamedTuple):
     code: str
     reason: str
     counted: bool = True
+    series_uid: str = ""
 
 
 def walk(source: Path) -> Iterator[Entry | Litter]:
-    """Every file of SOURCE once, in no particular order.
+    """Every file of SOURCE once, in no particular order; archives in a folder are not opened yet.
 
     Raises:
         UsageError: SOURCE does not exist, or is neither a folder, a zip nor a DICOMDIR.
@@ -80,7 +81,7 @@ def open_entry(entry: Entry) -> BinaryIO:
 def is_zip(path: Path) -> bool:
     """Whether the file starts like a zip archive."""
     with path.open("rb") as file:
-        return file.read(4) in _ZIP
+        return file.read(4) in ZIP
 
 
 @lru_cache(maxsize=2)
@@ -103,7 +104,7 @@ def _folder(root: Path) -> Iterator[Entry | Litter]:
                 raise UsageError(f"{root} cannot be read ({error.strerror})") from error
             shown = folder.relative_to(root).as_posix()
             reason = f"the folder cannot be read ({error.strerror})"
-            yield Litter(shown, "rejected", "MISSING_FILE", reason)
+            yield Litter(shown, "rejected", "UNREADABLE", reason)
             continue
         for item in items:
             path = Path(item.path)
@@ -124,7 +125,7 @@ def _folder(root: Path) -> Iterator[Entry | Litter]:
             if item.is_dir(follow_symlinks=False):
                 pending.append(path)
                 continue
-            yield from _plain(path, shown)
+            yield _plain(path, shown)
 
 
 def _target(link: Path) -> Path | None:
@@ -135,18 +136,20 @@ def _target(link: Path) -> Path | None:
         return None
 
 
-def _plain(path: Path, shown: str) -> Iterator[Entry | Litter]:
+def _plain(path: Path, shown: str) -> Entry | Litter:
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            yield Litter(shown, "skipped", "NOT_DICOM", "it is not a regular file")
-        elif status.st_size and is_zip(path):
-            yield from _archive(path, shown, inside=True)
-        else:
-            yield Entry(shown, path, None, status.st_size, status.st_mtime_ns)
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"
-        yield Litter(shown, "rejected", "MISSING_FILE", reason)
+        return Litter(shown, "rejected", "UNREADABLE", reason)
+    if not stat.S_ISREG(status.st_mode):
+        return Litter(shown, "skipped", "NOT_DICOM", "it is not a regular file")
+    return Entry(shown, path, None, status.st_size, status.st_mtime_ns)
+
+
+def members(archive: Entry) -> Iterator[Entry | Litter]:
+    """The archive itself and its members, of a zip found inside a folder."""
+    return _archive(archive.file, archive.path, inside=True)
 
 
 def _archive(path: Path, shown: str, *, inside: bool) -> Iterator[Entry | Litter]:

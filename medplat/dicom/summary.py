@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from medplat.dicom.clock import past_midnight
 from medplat.dicom.header import Header
 from medplat.dicom.sidecar import scrub
 from medplat.dicom.syntax import syntax
@@ -32,7 +33,7 @@ def describe(
         series_uid=files.series_uid,
         study_uid=files.study_uid,
         case=pseudonyms.case(files.study_uid) if pseudonyms else "",
-        patient=_patient(first, pseudonyms),
+        patient=patient(first, pseudonyms),
         modality=first.modality,
         number=first.series_number,
         description=scrub(first.series_description, first.identity.texts),
@@ -43,10 +44,12 @@ def describe(
     )
 
 
-def _patient(header: Header, pseudonyms: Pseudonyms | None) -> str:
+def patient(header: Header, pseudonyms: Pseudonyms | None) -> str:
+    """Pseudonym of the person; "" without `pseudonyms`."""
     if pseudonyms is None:
         return ""
-    return pseudonyms.patient(header.identity.patient_id, header.identity.issuer)
+    who = header.identity
+    return who.pseudonym or pseudonyms.patient(who.patient_id, who.issuer)
 
 
 def stack_key(
@@ -83,6 +86,24 @@ def stack_metadata(headers: Sequence[Header]) -> dict[str, Any]:
     return metadata
 
 
+def fourth_axis(frames: Sequence[Sequence[Header]]) -> dict[str, Any]:
+    """What the last axis of a stack of several phases is, and its values where they are no times.
+
+    Args:
+        frames: Headers phase by phase.
+    """
+    if len(frames) == 1:
+        return {}
+    first = [phase[0] for phase in frames]
+    gradients = [header.gradient for header in first]
+    inversions = [dict(header.technical).get("InversionTime") for header in first]
+    if len(set(gradients)) > 1:
+        return {"fourth_axis": "diffusion direction", "gradient_directions_lps": gradients}
+    if len(set(inversions)) == len(frames):
+        return {"fourth_axis": "inversion time", "inversion_times_ms": inversions}
+    return {"fourth_axis": "time"}
+
+
 def lossy(headers: Sequence[Header]) -> bool:
     """Whether any image went through lossy compression."""
     return any(
@@ -92,7 +113,10 @@ def lossy(headers: Sequence[Header]) -> bool:
     )
 
 
-def started(headers: Sequence[Header]) -> float | None:
-    """First acquisition, in seconds: on an absolute clock, or since midnight where undated."""
+def started(headers: Sequence[Header]) -> int | None:
+    """First acquisition, in microseconds: on an absolute clock, or since midnight where undated."""
+    dated = [h.acquired_us for h in headers if h.acquired_dated and h.acquired_us is not None]
+    if dated:
+        return min(dated)
     times = [header.acquired_us for header in headers if header.acquired_us is not None]
-    return min(times) / 1e6 if times else None
+    return min(past_midnight(times)) if times else None

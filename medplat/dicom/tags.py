@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
-from medplat.dicom.header import Entry, Header, Identity
+from medplat.dicom import nested
+from medplat.dicom.header import Entry, Header, Identity, Vector
 from medplat.dicom.raw import Raw, moment
 
-CSA_IMAGE = 0x00291010
-MOSAIC_TILES = 0x0019100A
+SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+EXTENDED_OFFSETS = 0x7FE00001
 _CONTRAST_SEQUENCE = 0x00180012
 _LUT_SEQUENCE = 0x00283000
 _NO_CONTRAST = frozenset({"NONE", "NO", "N", "0", "NO CONTRAST", "WITHOUT"})
@@ -62,21 +64,79 @@ _TECHNICAL: tuple[tuple[str, int, str], ...] = (
     ("ImageLaterality", 0x00200062, "word"),
     ("PhotometricInterpretation", 0x00280004, "word"),
     ("PixelPaddingValue", 0x00280120, "short"),
-    ("philips_precise_slope", 0x2005100E, "double"),
-    ("philips_precise_intercept", 0x2005100D, "double"),
+    ("DecayCorrection", 0x00541102, "word"),
 )
+# Private elements by name: creator, group, element. A PACS may move them to another block.
+_PRIVATE: dict[str, tuple[str, int, int]] = {
+    "csa": ("SIEMENS CSA HEADER", 0x0029, 0x10),
+    "mosaic_tiles": ("SIEMENS MR HEADER", 0x0019, 0x0A),
+    "siemens_b": ("SIEMENS MR HEADER", 0x0019, 0x0C),
+    "siemens_gradient": ("SIEMENS MR HEADER", 0x0019, 0x0E),
+    "ge_b": ("GEMS_PARM_01", 0x0043, 0x39),
+    "ge_timer": ("GEMS_RELA_01", 0x0021, 0x5E),
+    "philips_b": ("Philips Imaging DD 001", 0x2001, 0x03),
+    "philips_begin": ("Philips MR Imaging DD 001", 0x2005, 0xA0),
+    "philips_precise_slope": ("Philips MR Imaging DD 001", 0x2005, 0x0E),
+    "philips_precise_intercept": ("Philips MR Imaging DD 001", 0x2005, 0x0D),
+    "uih_b": ("Image Private Header", 0x0065, 0x09),
+}
+# What `deidentify` keeps of them: numbers, no header that also holds texts.
+SAFE_PRIVATE = frozenset(place for name, place in _PRIVATE.items() if name != "csa")
+# The elements whose words identify, for `deidentify`.
+IDENTITY = frozenset({*_IDENTIFYING, 0x00100020, 0x00100010, 0x00080050})
+_MAPPING = 0x00409096
+_MAPPING_TREE = {
+    0x00409224: None, 0x00409225: None, 0x004008EA: {0x00080100: None},
+}  # fmt: skip
+_TRACER = 0x00540016
+_TRACER_TREE = {0x00181072: None, 0x00181074: None, 0x00181075: None, 0x00181078: None}
+_DIFFUSION = 0x00189076
+# The visit of a trial, T0, T1 ...: no other text of these passes.
+_VISIT = re.compile(r"(?:^|[^A-Za-z0-9])(T\d)\s*$", re.IGNORECASE)
+_VISITS = (("ClinicalTrialTimePointID", 0x00120050), ("StudyDescriptionEnds", 0x00081030))
+_DIMENSIONS = 0x00209157
 _OTHER = (
     0x00080005, 0x00080016, 0x00080018, 0x00080022, 0x00080023, 0x0008002A, 0x00080032, 0x00080033,
     0x00080050, 0x0008103E, 0x00089208, 0x00100010, 0x00100020, 0x00100021, 0x00100030, 0x00100040,
     0x00101010, 0x00180010, _CONTRAST_SEQUENCE, 0x00180086, 0x00181030, 0x00181060, 0x00181164,
-    0x00189087, MOSAIC_TILES, 0x0019100C, 0x0020000D, 0x0020000E, 0x00200011, 0x00200012,
+    0x00189087, 0x00189089, _DIFFUSION, 0x0020000D, 0x0020000E, 0x00200011, 0x00200012,
     0x00200013, 0x00200032, 0x00200037, 0x00200052, 0x00200100, 0x00280002, 0x00280006, 0x00280008,
     0x00280010, 0x00280011, 0x00280030, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280301,
-    0x00281052, 0x00281053, _LUT_SEQUENCE, CSA_IMAGE, 0x01171034, 0x200510A0,
+    0x00281052, 0x00281053, _LUT_SEQUENCE, 0x01171034, 0x00209161, 0x00209162, 0x00209163,
+    _MAPPING, _TRACER, 0x00101030, 0x00080031, 0x00080021, 0x00120050, 0x00081030,
+    SHARED_GROUPS, FRAME_GROUPS, EXTENDED_OFFSETS,
 )  # fmt: skip
+_BLOCKS = range(0x10, 0x20)
 WANTED: tuple[int, ...] = tuple(
-    sorted({*_IDENTIFYING, *_OTHER, *(tag for _, tag, _ in _TECHNICAL)})
+    sorted(
+        {*_IDENTIFYING, *_OTHER, *(tag for _, tag, _ in _TECHNICAL)}
+        | {group << 16 | block for _, group, _ in _PRIVATE.values() for block in _BLOCKS}
+        | {
+            group << 16 | block << 8 | element
+            for _, group, element in _PRIVATE.values()
+            for block in _BLOCKS
+        }
+    )
 )
+
+
+def private(raw: Raw, name: str) -> int:
+    """The tag that a private element has in this data set, wherever its block was moved to.
+
+    Where no creator of the group is stated, the block that scanners use (10) is taken.
+    """
+    creator, group, element = _PRIVATE[name]
+    if raw.groups is not None and group not in raw.groups:
+        return 0
+    named = False
+    for block in _BLOCKS:
+        stated = raw.elements.get(group << 16 | block)
+        if stated is None:
+            continue
+        named = True
+        if stated.strip(b" \0") == creator.encode():
+            return group << 16 | block << 8 | element
+    return 0 if named else group << 16 | 0x1000 | element
 
 
 def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_uid: str) -> Header:
@@ -89,7 +149,6 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         meta_class: MediaStorageSOPClassUID, which stands in for an absent SOPClassUID.
         meta_uid: MediaStorageSOPInstanceUID, likewise.
     """
-    acquired, dated = _acquired(raw)
     bits = raw.short(0x00280100, 16)
     return Header(
         entry=entry,
@@ -100,10 +159,7 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         series_uid=raw.word(0x0020000E),
         frame_of_reference_uid=raw.word(0x00200052),
         modality=raw.word(0x00080060),
-        image_type=raw.words(0x00080008),
         series_number=raw.integer(0x00200011),
-        instance_number=raw.integer(0x00200013),
-        acquisition_number=raw.integer(0x00200012),
         series_description=raw.text(0x0008103E),
         protocol_name=raw.text(0x00181030),
         burned_in=raw.word(0x00280301) == "YES",
@@ -117,30 +173,50 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         bits_stored=raw.short(0x00280101, bits),
         high_bit=raw.short(0x00280102, raw.short(0x00280101, bits) - 1),
         signed=raw.short(0x00280103) == 1,
-        slope=_scale(raw, 0x00281053, 1.0),
-        intercept=_scale(raw, 0x00281052, 0.0),
         has_modality_lut=_LUT_SEQUENCE in raw.elements,
-        position=_three(raw.floats(0x00200032)),
-        orientation=_exactly(raw.floats(0x00200037), 6),
-        pixel_spacing=_pair(raw.floats(0x00280030)),
         imager_pixel_spacing=_pair(raw.floats(0x00181164)),
-        slice_thickness=raw.number(0x00180050),
-        spacing_between_slices=raw.number(0x00180088),
-        echo_time=raw.number(0x00180081),
-        echo_number=raw.integer(0x00180086),
-        b_value=_b_value(raw),
-        complex_component=raw.word(0x00089208),
-        temporal_position=raw.integer(0x00200100),
         temporal_positions=raw.integer(0x00200105),
-        trigger_time_ms=raw.number(0x00181060),
-        acquired_us=acquired,
-        acquired_dated=dated,
-        content_us=raw.moment(0x00080023, 0x00080033)[0],
-        begin_s=raw.doubles(0x01171034) or raw.doubles(0x200510A0),
         contrast=_contrast(raw),
-        technical=_technical(raw),
+        part=_part(raw),
         identity=_identity(raw),
+        **image_fields(raw, technical(raw)),
     )
+
+
+def image_fields(raw: Raw, technical: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The fields of a header that may differ between the frames of one file.
+
+    Args:
+        raw: The elements of a classic image; of a frame, laid under the same tags.
+        technical: From `technical`.
+    """
+    acquired, dated = _acquired(raw)
+    mapping = dict(technical)
+    return {
+        "image_type": raw.words(0x00080008),
+        "instance_number": raw.integer(0x00200013),
+        "acquisition_number": raw.integer(0x00200012),
+        "slope": _scale(raw, 0x00281053, mapping.get("real_world_value_slope", 1.0)),
+        "intercept": _scale(raw, 0x00281052, mapping.get("real_world_value_intercept", 0.0)),
+        "position": _three(raw.floats(0x00200032)),
+        "orientation": _exactly(raw.floats(0x00200037), 6),
+        "pixel_spacing": _pair(raw.floats(0x00280030)),
+        "slice_thickness": raw.number(0x00180050),
+        "spacing_between_slices": raw.number(0x00180088),
+        "echo_time": raw.number(0x00180081),
+        "echo_number": raw.integer(0x00180086),
+        "b_value": _b_value(raw),
+        "gradient": _gradient(raw),
+        "complex_component": raw.word(0x00089208),
+        "temporal_position": raw.integer(0x00200100),
+        "trigger_time_ms": raw.number(0x00181060),
+        "acquired_us": acquired,
+        "acquired_dated": dated,
+        "content_us": raw.moment(0x00080023, 0x00080033)[0],
+        "begin_s": _begin(raw),
+        "dimensions": raw.longs(_DIMENSIONS),
+        "technical": technical,
+    }
 
 
 def _acquired(raw: Raw) -> tuple[int | None, bool]:
@@ -148,6 +224,12 @@ def _acquired(raw: Raw) -> tuple[int | None, bool]:
     if len(both) >= 10:
         return moment(both[:8], both[8:])
     return raw.moment(0x00080022, 0x00080032)
+
+
+def _part(raw: Raw) -> tuple[str, int, int] | None:
+    """Which part of a concatenation the file is (PS3.3 section C.7.6.16.1)."""
+    uid = raw.word(0x00209161)
+    return (uid, raw.short(0x00209162), raw.short(0x00209163)) if uid else None
 
 
 def _contrast(raw: Raw) -> bool | None:
@@ -158,27 +240,90 @@ def _contrast(raw: Raw) -> bool | None:
 
 
 def _b_value(raw: Raw) -> float | None:
-    for tag in (0x00189087, 0x0019100C):
-        values = raw.doubles(tag)
-        if values and 0 <= values[0] < 1e6:
-            return values[0]
-    return None
+    values = raw.doubles(0x00189087)
+    for name in ("siemens_b", "philips_b", "uih_b", "ge_b"):
+        values = values or raw.doubles(private(raw, name))
+    if not values or values[0] < 0:
+        return None
+    # GE adds a thousand million to the value of some sequences.
+    return values[0] % 1e9 if values[0] % 1e9 < 1e6 else None
 
 
-def _technical(raw: Raw) -> tuple[tuple[str, Any], ...]:
+def _gradient(raw: Raw) -> Vector | None:
+    values = raw.doubles(0x00189089) or _inside(raw, _DIFFUSION, {0x00189089: None}).doubles(
+        0x00189089
+    )
+    return _three(values or raw.doubles(private(raw, "siemens_gradient")))
+
+
+def _begin(raw: Raw) -> tuple[float, ...]:
+    """Begin of the dynamic in seconds, from whichever element states it."""
+    timer = tuple(value / 1e4 for value in raw.doubles(private(raw, "ge_timer")))
+    return (
+        raw.doubles(0x01171034)
+        or raw.doubles(private(raw, "philips_begin"))
+        or raw.doubles(0x0020930D)
+        or timer
+    )
+
+
+def _inside(raw: Raw, tag: int, tree: nested.Tree) -> Raw:
+    """What is wanted of a sequence that has a single item; nothing where it has several."""
+    found = Raw(raw.order == "<")
+    try:
+        items = nested.items(raw.sequences.get(tag, b""), tree, raw.order)
+    except nested.DamagedError:
+        return found
+    found.elements = items[0] if len(items) == 1 else {}
+    return found
+
+
+def technical(raw: Raw) -> tuple[tuple[str, Any], ...]:
+    """The values of the sidecar's allow-list."""
     found: list[tuple[str, Any]] = []
     for keyword, tag, kind in _TECHNICAL:
-        if not raw.bytes(tag):
-            continue
-        value: Any
-        if kind == "double":
-            numbers = raw.doubles(tag)
-            value = numbers[0] if len(numbers) == 1 else None
-        else:
-            value = getattr(raw, kind)(tag)
-        if value not in (None, "", ()):
-            found.append((keyword, value))
-    return tuple(found)
+        if raw.bytes(tag):
+            found.append((keyword, getattr(raw, kind)(tag)))
+    for name in ("philips_precise_slope", "philips_precise_intercept"):
+        numbers = raw.doubles(private(raw, name))
+        found += [(name, numbers[0])] if len(numbers) == 1 else []
+    found += _mapped(raw)
+    found += _suv(raw)
+    for keyword, tag in _VISITS:
+        found += [(keyword, ended[1].upper())] if (ended := _VISIT.search(raw.text(tag))) else []
+    return tuple((keyword, value) for keyword, value in found if value not in (None, "", ()))
+
+
+def _mapped(raw: Raw) -> list[tuple[str, Any]]:
+    """The real world value mapping (PS3.3 section C.7.6.16.2.11), where there is a single one."""
+    mapping = raw if 0x00409225 in raw.elements else _inside(raw, _MAPPING, _MAPPING_TREE)
+    slope, intercept = mapping.doubles(0x00409225), mapping.doubles(0x00409224)
+    if len(slope) != 1 or len(intercept) != 1:
+        return []
+    return [
+        ("real_world_value_slope", slope[0]),
+        ("real_world_value_intercept", intercept[0]),
+        ("real_world_value_units", mapping.word(0x00080100)),
+    ]
+
+
+def _suv(raw: Raw) -> list[tuple[str, Any]]:
+    """What Bq/ml times gives the standardised uptake value by body weight, in g/ml.
+
+    Only where the images are corrected for decay to their start and all of it is stated.
+    """
+    if raw.word(0x00541001) != "BQML" or raw.word(0x00541102) != "START":
+        return []
+    tracer = _inside(raw, _TRACER, _TRACER_TREE)
+    dose, half_life = tracer.number(0x00181074), tracer.number(0x00181075)
+    weight = raw.number(0x00101030)
+    begun = raw.moment(0, 0x00080031)[0]
+    given = tracer.word(0x00181078)[8:] or tracer.word(0x00181072)
+    injected = moment("", given)[0]
+    if not dose or not half_life or not weight or begun is None or injected is None:
+        return []
+    elapsed = (begun - injected) % 86_400_000_000 / 1e6
+    return [("suv_body_weight_factor", weight * 1000 / (dose * 2 ** (-elapsed / half_life)))]
 
 
 def _identity(raw: Raw) -> Identity:

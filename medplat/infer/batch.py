@@ -26,7 +26,6 @@ from medplat.infer.crew import Crew
 from medplat.infer.jobs import Job, Result, Study, Take
 from medplat.infer.worker import Probe, Setup
 from medplat.manifest import Line, Manifest
-from medplat.types import Image
 
 TRIED_AGAIN = frozenset({"OOM", "WRITE_FAILED", "INPUT_CHANGED", "INTERNAL"})
 """Failures of the surroundings, not of the case: the same command tries these again."""
@@ -116,7 +115,12 @@ def choose(batch: Batch, study: Study) -> Job:
         plan = plans.get(id(chosen.series))
         image = None if plan or chosen.series.path is None else chosen.series.path
         takes.append(
-            Take(name, plan, None if image is None else Image(image, chosen.phase), chosen.phase)
+            Take(
+                name,
+                plan,
+                None if image is None else nifti.image_of(image, chosen.phase),
+                chosen.phase,
+            )
         )
         used[name] = {
             "series_uid": chosen.series.series_uid,

@@ -89,7 +89,7 @@ def _dicom(source: Path, pseudonyms: Pseudonyms, workers: int, shard: Shard | No
     from medplat.dicom import read, scan, series
 
     files = scan.scan(source, workers)
-    groups = series.group(files)
+    groups = series.group(files, pseudonyms)
     if not groups:
         return None
     plans: list[SeriesPlan] = []
@@ -150,7 +150,7 @@ def _outputs(source: Path, line: dict[str, Any]) -> list[Series]:
     if line.get("status") not in ("converted", "warned") or not images:
         return [_from_line(line)]
     try:
-        return [nifti.series_from_sidecar(path) for path in images]
+        return nifti.series_of(images)
     except DataError:
         text = f"the sidecar of {images[0].name} is absent or damaged: convert the series again"
         broken = _from_line(line)

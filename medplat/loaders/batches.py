@@ -40,8 +40,15 @@ def read_case(case: Case, workflow: TrainWorkflow) -> dict[str, Any]:
 
     Raises:
         DataError: A file cannot be read or the label holds an unknown value.
-        Refused: The images do not fit together, or LABEL_GRID_MISMATCH.
+        Refused: The images do not fit together, LABEL_GRID_MISMATCH, or NO_GEOMETRY where a
+            transform needs directions that are not known.
     """
+    if "GEOMETRY_FROM_TABLE" in case.codes and _names_axes(workflow):
+        raise Refused(
+            "NO_GEOMETRY",
+            f"case {case.case}: Orientationd needs directions in the patient, which files with an "
+            "identity affine do not have: leave it out",
+        )
     volumes = [read_image(case.images[one.name], one.channels) for one in workflow.inputs]
     image = stack(volumes, workflow.inputs, workflow.task.spatial_dims, workflow.infer.register_)
     read = {"case": case.case, "patient": case.patient, "image": image}
@@ -54,6 +61,10 @@ def read_case(case: Case, workflow: TrainWorkflow) -> dict[str, Any]:
     elif case.target is not None:
         read["truth"] = classify.to_index(case.target, workflow.task, f"case {case.case}")
     return read
+
+
+def _names_axes(workflow: TrainWorkflow) -> bool:
+    return any("Orientationd" in entry for entry in (*workflow.transforms, *workflow.augment))
 
 
 def _read_label(case: Case, task: SegmentTask, geometry: Geometry) -> Array:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medplat import console
+from medplat import console, nifti
 from medplat.dicom import select
 from medplat.errors import DataError, Refused
 from medplat.types import Case, Image
@@ -71,7 +71,7 @@ def _with_images(case: Case, inputs: Sequence[Input]) -> Case:
         path = chosen[name].series.path
         if path is None:
             raise DataError(f"case {case.case}: the series for input {name} has no file")
-        images[name] = Image(path, chosen[name].phase)
+        images[name] = nifti.image_of(path, chosen[name].phase)
     return replace(case, images=images)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medplat import manifest, nifti
-from medplat.dicom.codes import CODES
+from medplat.dicom.codes import CODES, SETTLED_BY
 from medplat.report import charts, page, pictures
 from medplat.types import Array, Volume
 
@@ -129,7 +129,17 @@ def _row(out: Path, line: manifest.Line) -> dict[str, Any]:
         "phases": _phases(len(outputs), first, times),
         "study_time": _clock(line.get("study_time_s")),
         "reasons": _reasons(line),
+        "decisions": line.get("decisions", []),
+        "settle": _settle(line),
     }
+
+
+def _settle(line: manifest.Line) -> list[str]:
+    """Lines of a decisions file that would settle a series; the last two cells are the person's."""
+    if line.get("decisions"):
+        return []
+    actions = [one for code in line.get("codes", []) for one in SETTLED_BY.get(code, ())]
+    return [f"{line['series_uid']},{action},BY,REASON" for action in dict.fromkeys(actions)]
 
 
 def _kept(path: Path) -> dict[str, Any]:

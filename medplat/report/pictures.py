@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, features
@@ -98,10 +99,10 @@ def panes(
         plane = np.asarray(array[:, :, array.shape[2] // 2]).T
         marked = None if mask is None else np.asarray(mask[:, :, mask.shape[2] // 2]).T
         return [Pane("image", plane, (float(steps[1]), float(steps[0])), mask=marked)]
-    turn = nib.io_orientation(affine)
-    body = nib.apply_orientation(array, turn)
-    marked = None if mask is None else nib.apply_orientation(mask, turn)
-    x, y, z = (float(steps[int(np.flatnonzero(turn[:, 0] == axis)[0])]) for axis in range(3))
+    turn = _body_axes(affine)
+    body = _turned(array, turn)
+    marked = None if mask is None else _turned(mask, turn)
+    x, y, z = (float(steps[axis]) for axis, _ in turn)
     i, j, k = _centre(body.shape, marked)
 
     def shown(volume: Array | None, index: tuple[Any, ...]) -> Array | None:
@@ -117,6 +118,26 @@ def panes(
         Pane(name, cast(Array, shown(body, index)), step, marks, shown(marked, index))
         for name, index, step, marks in wanted
     ]
+
+
+def _body_axes(affine: Affine) -> list[tuple[int, bool]]:
+    """For left-right, back-front and feet-head: the nearest voxel axis, and whether it runs back.
+
+    The three are the assignment with the largest sum of cosines.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
+    cosines = matrix / np.sqrt((matrix**2).sum(axis=0))
+    best = max(
+        itertools.permutations(range(3)),
+        key=lambda axes: sum(abs(cosines[body, axis]) for body, axis in enumerate(axes)),
+    )
+    return [(axis, bool(cosines[body, axis] < 0)) for body, axis in enumerate(best)]
+
+
+def _turned(array: Array, turn: list[tuple[int, bool]]) -> Array:
+    """The same voxels with the axes left to right, back to front, feet to head (a view)."""
+    body = array.transpose([axis for axis, _ in turn])
+    return body[tuple(slice(None, None, -1 if back else 1) for _, back in turn)]
 
 
 def _centre(shape: tuple[int, ...], mask: Array | None) -> tuple[int, ...]:
@@ -212,6 +233,7 @@ def _outlined(grey: Image.Image, mask: Array) -> Image.Image:
     return Image.fromarray(np.where(edge[..., None], colours, picture).astype(np.uint8))
 
 
+@lru_cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default()
 
@@ -309,5 +331,5 @@ def data_uri(image: Image.Image, limit: int = LIMIT) -> str:
 
 def _encodings() -> list[tuple[str, Mapping[str, Any]]]:
     if features.check("webp"):
-        return [("webp", {"quality": quality, "method": 4}) for quality in (88, 70, 50)]
+        return [("webp", {"quality": quality, "method": 1}) for quality in (88, 70, 50)]
     return [("png", {"optimize": True})]

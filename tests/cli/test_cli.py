@@ -145,7 +145,7 @@ def test_every_verb_explains_itself(medplat: Callable[..., Any], verb: str) -> N
         (["convert", ".", "out", "--shard", "0/3"], "is not I/N"),
         (["convert", ".", "out", "--executor", "ray"], "ray is not built yet"),
         (["infer", "-m", "x", "-i", ".", "-o", "out", "--executor", "ray"], "ray is not built yet"),
-        (["verify", ".", "--against", "."], "medplat verify is not built yet"),
+        (["verify", ".", "--against", "."], ". holds no NIfTI file"),
         (["import-checkpoint", "unet", "."], "medplat import-checkpoint is not built yet"),
         (["compare", "one"], "at least two runs"),
         (["check"], "workflow files, or --plugin"),

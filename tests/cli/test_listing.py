@@ -167,7 +167,11 @@ def test_the_doctor_names_packages_device_and_store(
     assert shown["device"]["why"]
     assert str(project) in shown["tracking"]
     assert not (project / ".medplat" / "tracking").exists()
-    assert "unet" in medplat("doctor").out
+    scan = shown["operators"]["selective_scan"]
+    assert scan["why"][scan["backend"]].startswith("yes")
+    told = medplat("doctor").out
+    assert "unet" in told
+    assert f"operator selective_scan: {scan['backend']} (" in told
 
 
 def test_the_doctor_shows_no_password(

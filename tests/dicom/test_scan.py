@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_read_is_named(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert verdicts(scan(tmp_path)) == {"closed": "MISSING_FILE", "file": "NOT_DICOM"}
+    assert verdicts(scan(tmp_path)) == {"closed": "UNREADABLE", "file": "NOT_DICOM"}
 
 
 def test_links_and_special_files(dicom: Any, tmp_path: Path) -> None:

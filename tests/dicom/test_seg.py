@@ -245,6 +245,19 @@ def test_onto_refuses_other_grids(tmp_path: Path) -> None:
     assert code(affine, (13, 9, 5)) == "LABEL_OUTSIDE"
 
 
+def test_a_single_frame_finds_its_slice_whatever_its_thickness() -> None:
+    """One slice tells no distance to the next: thinner slices than their distance are common."""
+    drawn = np.zeros_like(mask())
+    drawn[2:5, 3:6, 2] = 2
+    built = seg.build(drawn, sources("axial"), LABELS, kind="binary")
+    measures = built.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SliceThickness = 0.5
+    if "SpacingBetweenSlices" in measures:
+        del measures.SpacingBetweenSlices
+    found = seg.onto(seg.from_dataset(built), Geometry(oracle("axial"), SHAPE))
+    np.testing.assert_array_equal(found > 0, drawn > 0)
+
+
 def test_overlap_and_unknown_values_are_refused() -> None:
     built = seg.build(mask(), sources("axial"), LABELS, kind="binary")
     first = built.PerFrameFunctionalGroupsSequence

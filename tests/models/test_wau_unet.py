@@ -10,11 +10,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from medplat.blocks.conv import linear_upsample
-from medplat.blocks.padding import pad_far_end
 from medplat.blocks.window_up import WindowAttentionUp
-from medplat.blocks.windows import attend, key_mask, merge, partition
 from medplat.models import wau_unet
 from medplat.types import Task
+from medplat_kernels.window_cross_attention import window_cross_attention
 
 
 def operator(dims: int = 2, window: int = 4, **options) -> WindowAttentionUp:
@@ -132,22 +131,28 @@ def test_6_cost_is_linear_in_voxels(dims):
 
 @pytest.mark.parametrize(("dims", "window", "keys"), [(2, 8, 16), (3, 4, 8)])
 def test_7_attention_against_sdpa_with_masks_and_bias(dims, window, keys):
-    """The reference form against torch's, on 64 queries and 16 or 8 keys, ragged windows."""
-    low = (window // 2 + 1,) * dims
-    mask = key_mask(low, window // 2, torch.device("cpu"))
-    windows, batch, heads = 2**dims, 3, 2
-    assert mask.shape == (windows, 1, 1, keys)
+    """The operator against torch's, on 64 queries and 16 or 8 keys, windows ragged by one voxel."""
+    half, batch, heads = window // 2, 3, 2
+    low, high = (half + 1,) * dims, (window + 2,) * dims
     torch.manual_seed(0)
-    q = torch.randn(batch * windows, heads, 64, 32)
-    k, v = torch.randn(2, batch * windows, heads, keys, 32)
+    q = torch.randn(batch, heads, *high, 32)
+    k, v = torch.randn(2, batch, heads, *low, 32)
     bias = torch.randn(heads, 64, keys)
-    both = (bias + mask).repeat(batch, 1, 1, 1)
-    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=both)
-    found = attend(q, k, v, bias, mask)
-    assert (found - wanted).abs().max() < 2e-6
-    # A masked key has weight exactly 0: its value, however large, changes nothing.
-    v2 = torch.where(mask.mT.repeat(batch, 1, 1, 1) < 0, torch.full_like(v, 1e30), v)
-    assert torch.equal(attend(q, k, v2, bias, mask), found)
+    found = window_cross_attention(q, k, v, window, half, bias)
+    for corner in itertools.product((0, 1), repeat=dims):
+        outer = (..., *(slice(window * i, window * (i + 1)) for i in corner), slice(None))
+        inner = (..., *(slice(half * i, half * (i + 1)) for i in corner), slice(None))
+        asked, keyed, valued = q[outer], k[inner], v[inner]
+        real = [torch.cartesian_prod(*map(torch.arange, x.shape[2:-1])) for x in (asked, keyed)]
+        rows, columns = (
+            (place * side ** torch.arange(dims - 1, -1, -1)).sum(1)
+            for place, side in zip(real, (window, half), strict=True)
+        )
+        wanted = F.scaled_dot_product_attention(
+            *(x.flatten(2, -2) for x in (asked, keyed, valued)),
+            attn_mask=bias[:, rows[:, None], columns[None]],
+        )
+        assert (found[outer].flatten(2, -2) - wanted).abs().max() < 2e-6
 
 
 def test_7_padding_never_reads_memory_that_nobody_wrote(monkeypatch):
@@ -232,17 +237,6 @@ def test_10_bias_is_by_relative_position():
     for i0, i1, j0, j1 in itertools.product(range(4), range(4), range(2), range(2)):
         wanted = (i0 - 2 * j0 + 2) * 6 + (i1 - 2 * j1 + 2)
         assert table[i0, i1, j0, j1] == wanted
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (2, 3, 5), (6, 4, 2)])
-def test_merge_undoes_partition(shape):
-    x = torch.randn(2, 3, *shape)
-    padded = pad_far_end(x, 2)
-    tokens = partition(padded, 2)
-    assert torch.equal(merge(tokens, 2, shape), x)
-    # The first window is the corner of the map, row-major.
-    corner = padded[(0, slice(None), *(slice(0, 2) for _ in shape))].flatten(1).T
-    assert torch.equal(tokens[0], corner)
 
 
 @pytest.mark.parametrize("high", [(9, 14), (11, 14), (12, 14)])

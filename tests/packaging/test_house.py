@@ -67,7 +67,7 @@ def test_no_file_is_long() -> None:
     ("package", "homes"),
     [
         ("mlflow", ("medplat/track/",)),
-        ("pydicom", ("medplat/dicom/",)),
+        ("pydicom", ("medplat/dicom/", "kernels/bench/")),
         ("highdicom", ("medplat/dicom/",)),
         ("triton", ("kernels/",)),
         ("pickle", ()),

@@ -66,6 +66,8 @@ def context(**more: Any) -> dict[str, Any]:
         "phases": "",
         "study_time": "",
         "reasons": [{"code": "X", "message": HOSTILE, "advice": HOSTILE}],
+        "decisions": [{"action": "accept-order", "by": HOSTILE, "reason": HOSTILE}],
+        "settle": [HOSTILE],
     }
     return {
         "files": files,
