@@ -1,0 +1,55 @@
+"""Neighborhood attention on a GPU: `attention_triton` with tiles of queries and keys around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from medplat_kernels import attention_triton as kernel
+from medplat_kernels.dispatch import Verdict, verdict
+
+
+def can_run(
+    q: torch.Tensor,
+    k: Any,
+    v: Any,
+    bias: None,
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    *,
+    raise_error: bool = False,
+) -> Verdict:
+    """On CUDA devices from compute capability 8.0, and in Triton's interpreter."""
+    reason = kernel.refusal(q) or kernel.too_large(q, _tiling(q, kernel_size, dilation))
+    return verdict(reason, raise_error, "triton reads q, k and v in place")
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: None,
+    *,
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and sums; see `attention_ops`."""
+    return kernel.forward(q, k, v, None, _tiling(q, kernel_size, dilation), scale)
+
+
+def backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: None,
+    out: torch.Tensor, lse: torch.Tensor, *,
+    kernel_size: tuple[int, ...], dilation: tuple[int, ...], scale: float, bias_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and the bias; see `attention_ops`."""
+    tiling = _tiling(q, kernel_size, dilation)
+    return kernel.backward(grad, q, k, v, None, out, lse, tiling, scale, bias_grad)
+
+
+def _tiling(
+    q: torch.Tensor, kernel_size: tuple[int, ...], dilation: tuple[int, ...]
+) -> kernel.Tiling:
+    return kernel.neighborhoods(q.shape[2:-1], kernel_size, dilation)

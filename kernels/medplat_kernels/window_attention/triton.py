@@ -1,0 +1,5 @@
+"""Window attention on a GPU: that of `window_cross_attention`, with its `shift`."""
+
+from medplat_kernels.window_cross_attention.triton import backward, can_run, forward
+
+__all__ = ["backward", "can_run", "forward"]
