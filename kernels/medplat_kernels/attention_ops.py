@@ -172,7 +172,7 @@ def check_bias(q: Tensor, bias: Tensor | None, queries: int, keys: int) -> None:
         return
     if tuple(bias.shape) != wanted or not bias.is_floating_point():
         raise ValueError(
-            f"bias must be of shape {wanted} and a floating type, "
+            f"bias must have shape {wanted} and a floating type, "
             f"got {tuple(bias.shape)} {bias.dtype}"
         )
     if bias.device != q.device:

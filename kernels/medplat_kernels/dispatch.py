@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 OPERATORS = (
     "selective_scan",
@@ -84,22 +83,6 @@ def use(backend: str) -> Iterator[None]:
 def asked(backend: str | None) -> str:
     """The backend that a call must run on: its own argument, else the one of `use`, else ""."""
     return backend or getattr(_state, "asked", None) or ""
-
-
-def refuse_forward_mode(operator: str, *tensors: torch.Tensor | None) -> None:
-    """Refuses what torch would answer with a derivative of zero.
-
-    Raises:
-        BackendError: A tensor carries a forward-mode derivative.
-    """
-    if torch.compiler.is_compiling():
-        return
-    unpack: Any = forward_ad.unpack_dual  # it has no annotations
-    if any(t is not None and unpack(t).tangent is not None for t in tensors):
-        raise BackendError(
-            f"{operator} has no forward-mode derivative (jvp, jacfwd, dual tensors): "
-            "use backward(), or the operator's reference"
-        )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

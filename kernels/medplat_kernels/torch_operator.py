@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("medplat", "FRAGMENT")  # type: ignore[no-untyped-call]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +34,18 @@ class TorchOperator:
         self.overload = getattr(torch.ops.medplat, name).default
 
     def __call__(self, *args: Any) -> Any:
-        """Call the operator."""
+        """Call the operator.
+
+        Raises:
+            NotImplementedError: A tensor carries a forward-mode derivative (jvp, jacfwd, dual
+                tensors), which torch would answer with zeros.
+        """
+        if not torch.compiler.is_compiling():
+            unpack: Any = forward_ad.unpack_dual  # it has no annotations
+            if any(isinstance(one, Tensor) and unpack(one).tangent is not None for one in args):
+                raise NotImplementedError(
+                    f"{self.name} has no forward-mode derivative: use backward(), or the reference"
+                )
         return self.overload(*args)
 
     def register_fake(self, fake: F) -> F:

@@ -12,7 +12,7 @@ import torch
 from scan_gates import cotangents, cpu_backends, error
 from torch import Tensor
 
-from medplat_kernels import causal_conv1d_fn, dispatch, mamba_chunk_scan_combined, mamba_inner
+from medplat_kernels import causal_conv1d_fn, mamba_chunk_scan_combined, mamba_inner
 from medplat_kernels.causal_conv1d.ops import causal_conv1d_forward
 from medplat_kernels.mamba_inner.ops import mamba_inner_forward
 from medplat_kernels.selective_scan import selective_scan_fn
@@ -176,10 +176,10 @@ def test_derivatives_it_lacks_are_refused_and_never_zero(
     def of_first(tensor: Tensor) -> Tensor:
         return call(tensor, *others, backend=backend)[0]
 
-    with pytest.raises(dispatch.BackendError, match="has no forward-mode derivative"):
+    with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
         torch.func.jvp(of_first, (first.detach(),), (first.detach(),))
     (grad,) = torch.autograd.grad(of_first(first).square().sum(), first, create_graph=True)
-    with pytest.raises(RuntimeError, match="can't be differentiated again|no autograd formula"):
+    with pytest.raises(RuntimeError, match=r"can't be differentiated again|no autograd formula"):
         torch.autograd.grad(grad.square().sum(), first)
 
 

@@ -47,7 +47,6 @@ def causal_conv1d_fn(
         ValueError: Shapes, order and grid do not go together.
         BackendError: The backend asked for can't run this call.
     """
-    dispatch.refuse_forward_mode("causal_conv1d", x, weight, bias, initial_states)
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu', got {activation!r}")
     channels_last = scan_orders.is_channels_last(layout)

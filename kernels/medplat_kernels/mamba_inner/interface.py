@@ -55,8 +55,6 @@ def mamba_inner(
         ValueError: Shapes, order and grid do not go together.
         BackendError: The backend asked for can't run this call.
     """
-    weights = (conv1d_weight, conv1d_bias, x_proj_weight, dt_proj_weight)
-    dispatch.refuse_forward_mode("mamba_inner", xz, *weights, A, D, delta_bias)
     channels_last, names = scan_orders.is_channels_last(layout), scan_orders.names_of(order)
     if xz.dim() != 3 or not xz.dtype.is_floating_point:
         raise ValueError(f"xz must be real with three axes, got {xz.dtype} {tuple(xz.shape)}")

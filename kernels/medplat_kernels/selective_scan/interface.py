@@ -65,12 +65,8 @@ def selective_scan_fn(
 
     Raises:
         ValueError: Shapes, dtypes, order and grid do not go together.
-        BackendError: The backend asked for can't run this call, or a forward-mode derivative is
-            wanted.
+        BackendError: The backend asked for can't run this call.
     """
-    dispatch.refuse_forward_mode(
-        "selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state
-    )
     last, names = scan_orders.is_channels_last(layout), scan_orders.names_of(order)
     tokens = scan_orders.checked_grid(names, grid, _length_and_channels(u, last)[0])
     out_dtype = out_dtype or u.dtype
