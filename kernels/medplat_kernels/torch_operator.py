@@ -56,10 +56,27 @@ class TorchOperator:
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]
     ) -> None:
-        """Tell the gradient, as `torch.library.register_autograd` takes it."""
-        torch.library.register_autograd(
-            self.name, backward, setup_context=setup_context, lib=_LIBRARY
-        )
+        """Tell the gradient: `backward(ctx, *grads)` and `setup_context(ctx, inputs, output)`.
+
+        As `torch.library.register_autograd`, whose kernel spends 0.2 ms a call on the schema.
+        """
+
+        def forward(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overload(*args)
+
+        members = {"forward": forward, "setup_context": setup_context, "backward": backward}
+        statics = {name: staticmethod(member) for name, member in members.items()}
+        node: Any = type(f"{self.overload.name()}_node", (torch.autograd.Function,), statics)
+
+        def kernel(*args: Any) -> Any:
+            recording = torch.is_grad_enabled()
+            if recording and any(isinstance(one, Tensor) and one.requires_grad for one in args):
+                return node.apply(*args)
+            return forward(*args)
+
+        library: Any = _LIBRARY
+        library.impl(self.overload.name().split("::")[1], kernel, "Autograd")
 
     def has_no_gradient(self) -> None:
         """A gradient asked of this operator is an error: a backward pass has no second one."""
