@@ -2,8 +2,9 @@
 
 Damaged series come from the generator of the tests (`tests/dicom/fault_exports.py`), which writes
 them with pydicom alone and knows the truth. Real series are those of `../shared/realdata/dicom`
-that an oracle written here, in float64 from the headers, finds regular. A volume is right when it
-holds the truth's values at the truth's places, whatever the order of its axes.
+that an oracle beside it, in float64 from the headers, finds regular. A volume is right when it
+holds the truth's values at the truth's places, whatever the order of its axes; a wrong one counts
+as told when the converter printed any warning or error at all.
 """
 
 from __future__ import annotations

@@ -148,7 +148,6 @@ def _say_phase(image: Dataset, idiom: str, t: int, now: float, first: float) -> 
         image.TriggerTime = f"{1000 * (now - first):.1f}"
     elif idiom == "acquisition time":
         image.AcquisitionTime = clock_text(now)
-        image.InstanceNumber = int(image.InstanceNumber)
 
 
 def set_pixels(image: Dataset, pixels: Array) -> None:
