@@ -188,11 +188,19 @@ def compare(project: Path, runs: tuple[str, ...]) -> Outcome:
 
 @cli.command("import-checkpoint", epilog="Example: medplat import-checkpoint unet weights.pt")
 @click.argument("plugin")
-@click.argument("file", type=GIVEN)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--workflow", type=FILE, metavar="FILE", help="The train workflow of the weights.")
+@settings
+@click.option("--register", metavar="NAME", help="Registered name [default: the plugin's].")
+@click.option("--alias", metavar="ALIAS", help="Alias of the new version.")
+@click.option("--licence", default="not stated", metavar="TEXT", help="Licence of the weights.")
+@click.option("--source", default="not stated", metavar="TEXT", help="Where the file came from.")
 @verb
-def import_checkpoint(project: Path, plugin: str, file: Path) -> Outcome:
-    """Bring a user's weights into the registry. Not built yet."""
-    raise UsageError("medplat import-checkpoint is not built yet")
+def import_checkpoint(project: Path, plugin: str, file: Path, **options: Any) -> Outcome:
+    """Bring a user's weights into the registry, checked name by name."""
+    from medplat.commands import import_checkpoint
+
+    return import_checkpoint.run(plugin, file, project=project, **options)
 
 
 @cli.command(epilog="Example: medplat infer -m models:/lesion@candidate -i export/ -o results/")

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -53,7 +54,14 @@ class LoadedModel:
     card: dict[str, Any]
 
 
-def write(folder: Path, network: torch.nn.Module, workflow: TrainWorkflow, card: Card) -> str:
+def write(
+    folder: Path,
+    network: torch.nn.Module,
+    workflow: TrainWorkflow,
+    card: Card,
+    *,
+    imported: Mapping[str, str] | None = None,
+) -> str:
     """Write a model folder; an older one of the same name is replaced once the new one is whole.
 
     Args:
@@ -61,6 +69,8 @@ def write(folder: Path, network: torch.nn.Module, workflow: TrainWorkflow, card:
         network: Its weights are written as they are, in their own types.
         workflow: The resolved train workflow; paths of the data set are left out.
         card: The plugin's card.
+        imported: For weights that were not trained here: sha256 of the user's file, its licence
+            and source.
 
     Returns:
         sha256 of the weights file.
@@ -72,7 +82,7 @@ def write(folder: Path, network: torch.nn.Module, workflow: TrainWorkflow, card:
     sha256 = file_sha256(part / WEIGHTS)
     text = privacy.without_paths(workflow_write.dump(workflow))
     (part / WORKFLOW).write_text(text, encoding="utf-8")
-    stored = {
+    stored: dict[str, Any] = {
         "format": FORMAT,
         "plugin": workflow.model.name,
         "medplat_version": __version__,
@@ -80,6 +90,8 @@ def write(folder: Path, network: torch.nn.Module, workflow: TrainWorkflow, card:
         "parameters": sum(one.numel() for one in network.parameters()),
         "card": dataclasses.asdict(card),
     }
+    if imported:
+        stored["imported"] = dict(imported)
     (part / CARD).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)

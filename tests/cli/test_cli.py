@@ -34,7 +34,8 @@ VERBS = {
     "train": (["workflow"], {"--set", "--resume"}),
     "evaluate": (["workflow"], {"--set"}),
     "compare": (["runs"], set()),
-    "import-checkpoint": (["plugin", "file"], set()),
+    "import-checkpoint": (["plugin", "file"], {
+        "--workflow", "--set", "--register", "--alias", "--licence", "--source"}),
     "infer": ([], {
         "--model", "--source", "--out", "--prompt", "--seg", "--workers", "--executor", "--shard",
         "--timeout", "--dry-run"}),
@@ -146,7 +147,7 @@ def test_every_verb_explains_itself(medplat: Callable[..., Any], verb: str) -> N
         (["convert", ".", "out", "--executor", "ray"], "ray is not built yet"),
         (["infer", "-m", "x", "-i", ".", "-o", "out", "--executor", "ray"], "ray is not built yet"),
         (["verify", ".", "--against", "."], ". holds no NIfTI file"),
-        (["import-checkpoint", "unet", "."], "medplat import-checkpoint is not built yet"),
+        (["import-checkpoint", "unet", "."], "'.' is a directory"),
         (["compare", "one"], "at least two runs"),
         (["check"], "workflow files, or --plugin"),
         (["check", "--plugin", "unt"], "Did you mean 'unet'?"),
