@@ -174,7 +174,7 @@ def evaluate(project: Path, workflow: Path, settings: tuple[str, ...]) -> Outcom
     return evaluate.run(workflow, settings, project=project)
 
 
-@cli.command(epilog="Example: medplat compare 3f2a... 91bc...")
+@cli.command(epilog="Example: medplat compare 3f2a... 91bc...; folds of one model: 3f2a+77d0")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 @verb
 def compare(project: Path, runs: tuple[str, ...]) -> Outcome:

@@ -26,7 +26,8 @@ def run(runs: Sequence[str], *, project: Path | None = None) -> Outcome:
     """Compare the cases of two or more runs; differences are from the first.
 
     Args:
-        runs: Ids of runs of `train` or `evaluate`, or the beginnings of ids.
+        runs: Ids of runs of `train` or `evaluate`, or the beginnings of ids. Runs joined by `+`
+            count as one: the folds of a cross-validation, each case from the run it validated.
         project: Project folder.
 
     Returns:
@@ -44,14 +45,16 @@ def run(runs: Sequence[str], *, project: Path | None = None) -> Outcome:
     except ModuleNotFoundError as error:
         raise MissingExtra("medplat compare", error.name or "mlflow") from error
     opened = store.open_store(project)
-    found = [stored.find(opened, text) for text in runs]
+    groups = [[stored.find(opened, part) for part in text.split("+")] for text in runs]
+    found = [one for group in groups for one in group]
     if len({one.run_id for one in found}) < len(found):
         raise UsageError("medplat compare: the same run is named twice")
-    tables = _tables(opened, found)
-    cases, patients = compare_numbers.common_cases(tables, [one.run_id for one in found])
+    read = iter(_tables(opened, found))
+    tables = [compare_numbers.joined([next(read) for _ in group]) for group in groups]
+    names = [_name(group) for group in groups]
+    cases, patients = compare_numbers.common_cases(tables, [_ids(group) for group in groups])
     compared = compare_numbers.compare(tables, cases, patients)
-    names = [_name(one) for one in found]
-    return _deliver(opened, found, names, compared, cases, patients)
+    return _deliver(opened, groups, names, compared, cases, patients)
 
 
 def _tables(opened: Store, found: Sequence[Stored]) -> list[compare_numbers.Table]:
@@ -71,14 +74,20 @@ def _tables(opened: Store, found: Sequence[Stored]) -> list[compare_numbers.Tabl
     return tables
 
 
-def _name(one: Stored) -> str:
+def _ids(group: Sequence[Stored]) -> str:
+    return "+".join(one.run_id for one in group)
+
+
+def _name(group: Sequence[Stored]) -> str:
+    one = group[0]
     size = f", {one.parameters:,} parameters" if one.parameters else ""
-    return f"{one.model or one.kind}{size}\n{one.run_id[:8]}"
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return f"{one.model or one.kind}{size}\n{one.run_id[:8]}{more}"
 
 
 def _deliver(
     opened: Store,
-    found: Sequence[Stored],
+    groups: Sequence[Sequence[Stored]],
     names: Sequence[str],
     compared: Sequence[Compared],
     cases: Sequence[str],
@@ -87,11 +96,11 @@ def _deliver(
     from medplat.report import compare as picture
     from medplat.track import runs
 
-    ids = [one.run_id for one in found]
+    ids = [_ids(group) for group in groups]
     text = "kind: compare\nruns:\n" + "".join(f"- {one}\n" for one in ids)
     tracked = runs.start(
         opened,
-        experiment=found[0].experiment,
+        experiment=groups[0][0].experiment,
         workflow_text=text,
         digest=hashlib.sha256(text.encode()).hexdigest(),
         kind="compare",

@@ -32,6 +32,23 @@ def read_cases(path: Path) -> Table:
         return {row["case"]: row for row in reader}
 
 
+def joined(tables: Sequence[Table]) -> Table:
+    """The cases of several runs as those of one: the folds of a cross-validation.
+
+    Raises:
+        DataError: A case is in two of them.
+    """
+    whole: Table = {}
+    for table in tables:
+        if twice := whole.keys() & table.keys():
+            raise DataError(
+                f"case {min(twice)} is in two of the joined runs: join the folds of one "
+                "cross-validation, each with its own dataset.split.fold"
+            )
+        whole |= table
+    return whole
+
+
 def common_cases(tables: Sequence[Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Cases that all runs have, in the order of the first, and their patients.
 

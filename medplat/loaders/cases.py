@@ -79,7 +79,7 @@ def split(cases: Sequence[Case], rule: Split) -> dict[str, list[Case]]:
     """Divide cases into train, validation and test, never one patient on two sides.
 
     The data set's own `split` is followed where it has one; else the first rule given of `file`,
-    `every`, or shares of the patients drawn with `seed`.
+    `every`, `folds`, or shares of the patients drawn with `seed`.
 
     Returns:
         All three sides, each in the order of `cases`; a side may be empty.
@@ -108,6 +108,9 @@ def _sides(cases: Sequence[Case], rule: Split) -> Callable[[Case], str]:
     if rule.every is not None:
         chosen = {case.patient for case in cases[rule.every - 1 :: rule.every]}
         return lambda case: "validation" if case.patient in chosen else "train"
+    if rule.folds is not None:
+        chosen = _fold(cases, rule.folds, rule.fold, rule.seed)
+        return lambda case: "validation" if case.patient in chosen else "train"
     return _drawn_split(cases, rule)
 
 
@@ -124,6 +127,23 @@ def _own_split(cases: Sequence[Case], rule: Split) -> Callable[[Case], str]:
                 f"case {case.case}: the split '{case.split or ''}' is none of {', '.join(SIDES)}"
             )
     return lambda case: str(case.split)
+
+
+def _fold(cases: Sequence[Case], folds: int, fold: int, seed: int) -> set[str]:
+    """Patients of one fold; the order of the cases does not matter."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    ordered = sorted(cases, key=lambda case: (case.patient, case.case))
+    patients = [case.patient for case in ordered]
+    if len(set(patients)) < folds:
+        raise DataError(f"dataset.split.folds: {folds} folds of {len(set(patients))} patients")
+    classes = [case.target or "" for case in ordered]
+    if len(set(classes)) > 1:
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    else:
+        parts = GroupKFold(folds, shuffle=True, random_state=seed)
+    chosen = list(parts.split(patients, classes, patients))[fold - 1][1]
+    return {patients[at] for at in chosen}
 
 
 def _drawn_split(cases: Sequence[Case], rule: Split) -> Callable[[Case], str]:

@@ -44,7 +44,9 @@ class Input(Strict):
     """
 
     name: Name = Field(description="Channel name: pre, early, t1ce ...")
-    channels: Literal[1, 3] = Field(1, description="3 for colour pictures.")
+    channels: Positive = Field(
+        1, description="1; 3 for colour pictures; of a bag the numbers of one feature vector."
+    )
     modality: str | None = Field(None, description="DICOM modality: CT, MR, PT ...")
     description: tuple[str, ...] = Field((), description="Any of these patterns fits.")
     not_description: tuple[str, ...] = Field((), description="None of these patterns fits.")
@@ -87,9 +89,21 @@ class Split(Strict):
     every: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Every n-th case (n, 2n, ...) validates, with all cases of its patient."
     )
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Parts for cross-validation, by patient; classes spread evenly."
+    )
+    fold: Annotated[int, Field(ge=1)] = Field(
+        1, description="Which of the folds validates, from 1; the others train."
+    )
     validation: Fraction = Field(0.2, description="Share of the patients that validate.")
     test: Fraction = Field(0.0, description="Share of the patients set aside for `evaluate`.")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> Split:
+        if self.fold > (self.folds or 1):
+            raise ValueError(f"fold {self.fold} is not one of {self.folds or 'no'} folds")
+        return self
 
 
 class Dataset(PluginSection):
@@ -133,11 +147,85 @@ class SegmentTask(Strict):
 
 
 class ClassifyTask(Strict):
-    """One class for each case."""
+    """One class for each case: an image, or a bag of feature vectors (multiple instances)."""
 
     kind: Literal["classify"]
-    spatial_dims: Literal[2, 3] = 2
+    spatial_dims: Literal[1, 2, 3] = Field(
+        2, description="1: bags of feature vectors, one .safetensors file a case."
+    )
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class Rician(Strict):
+    """Noise of a magnitude MR image: Gaussian in the real and in the imaginary part."""
+
+    kind: Literal["rician"]
+    noise_percent: Above0 = Field(
+        description="Its standard deviation in % of the clean image's 99.9th percentile."
+    )
+
+
+class KSpace(Strict):
+    """MR with lines of k-space left out, zeros in their place; one mask for all slices."""
+
+    kind: Literal["kspace"]
+    acceleration: Annotated[float, Field(gt=1)] = Field(
+        4.0, description="All lines divided by the lines that are kept."
+    )
+    centre: Fraction = Field(0.08, description="Share of all lines kept in the middle.")
+    lines: Literal["random", "regular"] = Field("random", description="The others that are kept.")
+    axis: Literal["x", "y"] = Field("y", description="Phase encoding: lines differ along it.")
+
+
+class Sinogram(Strict):
+    """CT in HU with few photons or few views: Poisson counts, filtered back-projection."""
+
+    kind: Literal["sinogram"]
+    photons: Above0 = Field(100_000.0, description="Of a ray that meets nothing.")
+    views: Positive = Field(360, description="Parallel projections over half a turn.")
+    water_per_mm: Above0 = Field(
+        0.0193, description="Attenuation of water; 0.0193 is that at 70 keV."
+    )
+
+
+class Blur(Strict):
+    """A Gaussian point spread; of a 2-D task within the slice."""
+
+    kind: Literal["blur"]
+    fwhm_mm: Above0 = Field(description="Full width at half maximum.")
+
+
+Degradation = Annotated[Rician | KSpace | Sinogram | Blur, Field(discriminator="kind")]
+
+
+class RestoreTask(Strict):
+    """An image out of a degraded one. A 2-D task works on each slice of a volume."""
+
+    kind: Literal["restore"]
+    spatial_dims: Literal[2, 3] = 2
+    degrade: tuple[Degradation, ...] = Field(
+        (), description="Makes the inputs out of clean images; none: the reference is the label."
+    )
+    upscale: Literal[1, 2, 3, 4] = Field(
+        1, description="Voxels of the output for one of the input, along each axis."
+    )
+    range: tuple[float, float] | None = Field(
+        None,
+        description="Values that the network sees as 0 and 1 (HU of a CT); null: the 0.5th and "
+        "99.5th percentile of each input image.",
+    )
+    fresh: bool = Field(
+        True, description="Degrade anew for each training example; false: once for each case."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_restore(self) -> RestoreTask:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("range: its first number must be less than its second")
+        return self
 
 
 class Model(PluginSection):
@@ -164,7 +252,7 @@ class Train(Strict):
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="Decay of the mean.")
     accumulate: Positive = Field(1, description="Batches summed before a step.")
-    clip: Annotated[float, Field(gt=0)] | None = Field(12.0, description="Gradient norm.")
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Gradient norm.")
     early_stop: Positive | None = Field(None, description="Validations without a better result.")
     validate_every: Positive = Field(1, description="Epochs between validations.")
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(None, description="Wall time limit.")
@@ -237,7 +325,7 @@ class TrainWorkflow(Strict):
     dataset: Dataset
     transforms: TransformList = Field((), description="Deterministic; also run at inference.")
     augment: TransformList = Field((), description="Random; training only.")
-    task: Annotated[SegmentTask | ClassifyTask, Field(discriminator="kind")]
+    task: Annotated[SegmentTask | ClassifyTask | RestoreTask, Field(discriminator="kind")]
     model: Model
     train: Train = Train()
     infer: Infer = Infer()
@@ -248,6 +336,11 @@ class TrainWorkflow(Strict):
         names = [one.name for one in self.inputs]
         if len(set(names)) < len(names):
             raise ValueError("two inputs have the same name")
+        if self.task.spatial_dims == 1:
+            return self._bag_fits()
+        for one in self.inputs:
+            if one.channels not in (1, 3):
+                raise ValueError(f"inputs: {one.name}: an image has 1 or 3 channels")
         for where, size in (
             ("train.patch_size", self.train.patch_size),
             ("infer.window", self.infer.window),
@@ -257,6 +350,15 @@ class TrainWorkflow(Strict):
                     f"{where} has {len(size)} numbers, "
                     f"task.spatial_dims is {self.task.spatial_dims}"
                 )
+        return self
+
+    def _bag_fits(self) -> TrainWorkflow:
+        if len(self.inputs) > 1:
+            raise ValueError("task.spatial_dims 1: a bag is one input")
+        for where in ("train.patch_size", "infer.window"):
+            section, key = where.split(".")
+            if getattr(getattr(self, section), key) is not None:
+                raise ValueError(f"{where}: a bag is taken whole; leave it out")
         return self
 
 

@@ -155,3 +155,18 @@ def test_classifications_are_compared_by_auc_too():
     difference = found["auc"].differences[0]
     assert difference.value == pytest.approx(aucs[1] - aucs[0])
     assert difference.low < difference.value < difference.high
+
+
+def test_folds_joined_by_plus_count_as_one_run(store):
+    rows = segmented(0.02)
+    whole = add_run(store, segmented(0.0))
+    folds = [add_run(store, rows[at::3]) for at in range(3)]
+    joined = compare.run([whole, "+".join(folds)], project=store.project).summary
+    single = compare.run([whole, add_run(store, rows)], project=store.project).summary
+    assert joined["metrics"] == single["metrics"]
+    assert joined["cases"] == 30
+    assert joined["runs"] == [whole, "+".join(folds)]
+    with pytest.raises(DataError, match="is in two of the joined runs"):
+        compare.run([whole, f"{folds[0]}+{add_run(store, rows[:1])}"], project=store.project)
+    with pytest.raises(UsageError, match="named twice"):
+        compare.run([whole, f"{folds[0]}+{folds[0]}"], project=store.project)

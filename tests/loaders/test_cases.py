@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,36 @@ def test_no_patient_is_ever_on_two_sides(
 def test_shares_are_of_patients() -> None:
     found = loaders.split(make(60, patients=20), Split(validation=0.2, test=0.1))
     assert [len({case.patient for case in found[name]}) for name in found] == [14, 4, 2]
+
+
+@pytest.mark.parametrize("classes", [(), ("benign", "malignant", "malignant")])
+def test_folds_cover_each_case_once_and_keep_patients_whole(classes: tuple[str, ...]) -> None:
+    cases = make(60, patients=20)
+    if classes:
+        cases = [replace(one, target=classes[int(one.patient[1:]) % 3]) for one in cases]
+    parts = [loaders.split(cases, Split(folds=5, fold=fold, seed=3)) for fold in range(1, 6)]
+    held = [one.case for part in parts for one in part["validation"]]
+    assert sorted(held) == sorted(one.case for one in cases)
+    for part in parts:
+        here = {one.patient for one in part["validation"]}
+        assert len(here) == 4
+        assert not here & {one.patient for one in part["train"]}
+        if classes:
+            share = [one.target for one in part["validation"]].count("malignant")
+            assert 6 <= share <= 10, "of 12 cases two thirds are malignant"
+    again = loaders.split(cases[::-1], Split(folds=5, fold=2, seed=3))
+    assert {one.case for one in again["validation"]} == {one.case for one in parts[1]["validation"]}
+    other = loaders.split(cases, Split(folds=5, fold=2, seed=4))
+    assert other["validation"] != parts[1]["validation"]
+
+
+def test_folds_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="fold 4 is not one of 3 folds"):
+        Split(folds=3, fold=4)
+    with pytest.raises(ValueError, match="fold 2 is not one of no folds"):
+        Split(fold=2)
+    with pytest.raises(DataError, match="5 folds of 4 patients"):
+        loaders.split(make(8, patients=4), Split(folds=5))
 
 
 def test_the_data_sets_own_split_is_followed_and_cannot_be_overruled() -> None:
