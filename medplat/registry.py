@@ -29,8 +29,8 @@ REQUIRED: dict[Kind, tuple[str, ...]] = {
 }
 RESERVED: dict[Kind, set[str]] = {"model": {"name"}, "dataset": {"name", "split"}}
 ML_PACKAGES = frozenset(
-    ("lightning", "matplotlib", "mlflow", "monai", "numba", "pandas", "psutil", "safetensors",
-     "scipy", "sklearn", "torch")
+    ("einops", "lightning", "matplotlib", "mlflow", "monai", "numba", "pandas", "psutil",
+     "safetensors", "scipy", "sklearn", "torch")
 )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class ScanOrder:
         name: What models and workflows call it.
         reverse: The sequence runs from its last position to its first.
         dims: Number of grid axes it is meant for; 0 for any.
-        first_axis_fastest: The grid's first axis is the one that changes at every step.
+        fastest_axis: The grid's axis that changes at every step; the axes behind it are the
+            slowest. None where `rows` or `columns` say it, or for raster.
         rows: A fixed number of rows; 0 where the grid gives it.
         columns: A fixed number of columns; 0 where the grid gives it.
     """
@@ -35,7 +36,7 @@ class ScanOrder:
     name: str
     reverse: bool = False
     dims: int = 0
-    first_axis_fastest: bool = False
+    fastest_axis: int | None = None
     rows: int = 0
     columns: int = 0
 
@@ -64,8 +65,9 @@ class ScanOrder:
             return self.rows, length // self.rows
         if self.columns:
             return length // self.columns, self.columns
-        if self.first_axis_fastest:
-            return grid[0], math.prod(grid[1:])
+        if self.fastest_axis is not None:
+            split = self.fastest_axis + 1
+            return math.prod(grid[:split]), math.prod(grid[split:])
         return 1, length
 
     def positions(self, grid: Sequence[int]) -> Tensor:
@@ -90,9 +92,12 @@ ORDERS: dict[str, ScanOrder] = {
     for order in (
         ScanOrder("raster"),
         ScanOrder("raster_reversed", reverse=True),
-        ScanOrder("column", dims=2, first_axis_fastest=True),
-        ScanOrder("column_reversed", dims=2, first_axis_fastest=True, reverse=True),
-        ScanOrder("inter_slice", dims=3, first_axis_fastest=True),
+        ScanOrder("column", dims=2, fastest_axis=0),
+        ScanOrder("column_reversed", dims=2, fastest_axis=0, reverse=True),
+        ScanOrder("inter_slice", dims=3, fastest_axis=0),
+        ScanOrder("inter_slice_reversed", dims=3, fastest_axis=0, reverse=True),
+        ScanOrder("inter_row", dims=3, fastest_axis=1),
+        ScanOrder("inter_row_reversed", dims=3, fastest_axis=1, reverse=True),
     )
 }
 
@@ -101,6 +106,14 @@ SETS: dict[str, tuple[str, ...]] = {
     "bi": ("raster", "raster_reversed"),
     "cross2d": ("raster", "column", "raster_reversed", "column_reversed"),
     "tri3d": ("raster", "raster_reversed", "inter_slice"),
+    "axes3d": (
+        "raster",
+        "inter_slice",
+        "inter_row",
+        "raster_reversed",
+        "inter_slice_reversed",
+        "inter_row_reversed",
+    ),
 }
 
 

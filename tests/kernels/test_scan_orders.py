@@ -30,6 +30,9 @@ def expected(name: str, grid: tuple[int, ...]) -> np.ndarray:
         return np.concatenate([cells[:, x] for x in range(grid[1])])
     if name == "inter_slice":
         return np.concatenate([cells[:, y, x] for y in range(grid[1]) for x in range(grid[2])])
+    if name == "inter_row":
+        planes, columns = range(grid[0]), range(grid[2])
+        return np.concatenate([cells[z, :, x] for x in columns for z in planes])
     if name.startswith("strided"):
         rate = int(name[8:-1])
         return np.concatenate([cells.ravel()[start::rate] for start in range(rate)])
@@ -41,7 +44,11 @@ def expected(name: str, grid: tuple[int, ...]) -> np.ndarray:
 CASES = [
     *[(name, grid) for name in ("raster", "raster_reversed") for grid in [(11,), *GRIDS_3D]],
     *[(name, grid) for name in ("column", "column_reversed") for grid in GRIDS_2D],
-    *[("inter_slice", grid) for grid in GRIDS_3D],
+    *[
+        (name, grid)
+        for name in ("inter_slice", "inter_slice_reversed", "inter_row", "inter_row_reversed")
+        for grid in GRIDS_3D
+    ],
     ("strided(5)", (35,)),
     ("strided(1)", (9,)),
     ("strided(10)", (10,)),
