@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,16 +21,18 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
 from medplat import registry
-from medplat.errors import PluginError
+from medplat.errors import MedplatError, PluginError
 from medplat.types import Card, Task
 
 FIDELITY = ("verified", "reconstruction", "inspired")
-KINDS = ("segment", "classify")
-SIZES = {2: (32, 48), 3: (16, 24, 16)}
-ODD_SIZES = {2: ((37, 50), (19, 3)), 3: ((17, 20, 24), (5, 9, 3))}
+KINDS = ("segment", "classify", "restore")
+SIZES = {1: (13,), 2: (32, 48), 3: (16, 24, 16)}
+ODD_SIZES = {1: ((21,), (1,)), 2: ((37, 50), (19, 3)), 3: ((17, 20, 24), (5, 9, 3))}
 TOLERANCE = 1e-4
+HALF_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,14 @@ def _checks(module: Any) -> Iterator[tuple[str, Callable[[], str]]]:
             continue
         for kind in card.kinds:
             for dims in card.spatial_dims:
-                subject = Subject(module, config, Task(kind, dims, 2, 3))
+                subject = Subject(module, config, _task(kind, dims))
                 for title, check in NETWORK_CHECKS.items():
                     yield f"{label}, {kind}, {dims}-D: {title}", partial(_run, check, subject)
+
+
+def _task(kind: str, dims: int) -> Task:
+    """Two channels in; out three classes, or for restore the same two."""
+    return Task(kind, dims, 2, 2 if kind == "restore" else 3)
 
 
 def _run(check: Check, subject: Subject) -> str:
@@ -137,7 +145,7 @@ def _card(card: Card) -> str:
     assert card.counts, "CARD.counts names no parameter integer"
     assert set(card.kinds) <= set(KINDS), f"CARD.kinds {card.kinds} are not all in {KINDS}"
     assert card.kinds, "CARD.kinds is empty"
-    assert set(card.spatial_dims) <= {2, 3}, f"CARD.spatial_dims is {card.spatial_dims}"
+    assert set(card.spatial_dims) <= {1, 2, 3}, f"CARD.spatial_dims is {card.spatial_dims}"
     assert card.spatial_dims, "CARD.spatial_dims is empty"
     assert card.multiple >= 1, f"CARD.multiple is {card.multiple}"
     return card.fidelity
@@ -187,12 +195,15 @@ def first(output: Any) -> torch.Tensor:
 
 def _input(subject: Subject, size: tuple[int, ...] | None = None, batch: int = 2) -> torch.Tensor:
     step, task = subject.card.multiple, subject.task
+    if subject.card.fixed_size:
+        with torch.device("meta"):
+            size = subject.build().input_size  # type: ignore[assignment]
     size = tuple(-(-side // step) * step for side in size or SIZES[task.spatial_dims])
     return torch.randn(batch, task.in_channels, *size)
 
 
 def _wanted_shape(task: Task, x: torch.Tensor) -> tuple[int, ...]:
-    space = tuple(x.shape[2:]) if task.kind == "segment" else ()
+    space = () if task.kind == "classify" else tuple(x.shape[2:])
     return (x.shape[0], task.out_channels, *space)
 
 
@@ -224,11 +235,10 @@ def _batch(network: nn.Module, subject: Subject) -> str:
 def _gradients(network: nn.Module, subject: Subject) -> str:
     x = _input(subject)
     start = time.process_time()
-    output = network.train()(x)
-    outputs = [output] if isinstance(output, torch.Tensor) else list(output)
+    outputs = _outputs(network.train()(x))
     torch.stack([one.square().mean() for one in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     seconds = time.process_time() - start
-    named = [(key, weight) for key, weight in network.named_parameters() if weight.requires_grad]
+    named = _trained(network, subject)
     unused = [key for key, weight in named if weight.grad is None]
     assert not unused, f"no gradient reaches {', '.join(unused[:5])}"
     odd = [key for key, weight in named if not torch.isfinite(weight.grad).all()]  # type: ignore[arg-type]
@@ -244,13 +254,28 @@ def _odd_sizes(network: nn.Module, subject: Subject) -> str:
     shown = []
     for size in ODD_SIZES[subject.task.spatial_dims]:
         x = _input(subject, size, batch=1)
-        with torch.no_grad():
-            logits = first(network(x))
+        asked = "x".join(map(str, x.shape[2:]))
+        try:
+            with torch.no_grad():
+                logits = first(network(x))
+        except MedplatError:
+            shown.append(f"{asked} refused")
+            continue
         wanted = _wanted_shape(subject.task, x)
         assert tuple(logits.shape) == wanted, f"{tuple(x.shape)} gave {tuple(logits.shape)}"
         assert torch.isfinite(logits).all(), f"logits are not finite for {tuple(x.shape)}"
-        shown.append("x".join(map(str, x.shape[2:])))
+        shown.append(asked)
     return ", ".join(shown)
+
+
+def _trained(network: nn.Module, subject: Subject) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that training must reach: not the frozen ones, not those of `CARD.unused`."""
+    return [
+        (key, weight)
+        for key, weight in network.named_parameters()
+        if weight.requires_grad
+        and not any(fnmatchcase(key, pattern) for pattern in subject.card.unused)
+    ]
 
 
 def _learns(network: nn.Module, subject: Subject) -> str:
@@ -263,7 +288,9 @@ def _learns(network: nn.Module, subject: Subject) -> str:
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(first(network(x)), truth)
+        logits = first(network(x))
+        restore = subject.task.kind == "restore"
+        loss = (logits - x.flip(1)).abs().mean() if restore else F.cross_entropy(logits, truth)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
@@ -271,16 +298,84 @@ def _learns(network: nn.Module, subject: Subject) -> str:
     return f"{losses[0]:.2f} to {losses[-1]:.2f}"
 
 
-def _half(network: nn.Module, subject: Subject) -> str:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = first(network.eval()(_input(subject, batch=1)))
-    assert torch.isfinite(logits).all(), "logits are not finite in bfloat16"
+def _alive(network: nn.Module, subject: Subject) -> str:
+    """Within four steps every parameter has a gradient; layers that start at zero take two."""
+    x = _input(subject)
+    dead = dict(_trained(network, subject))
+    optimizer = torch.optim.Adam(network.train().parameters(), lr=3e-3)
+    for step in range(1, 5):
+        optimizer.zero_grad()
+        sum((one - 1).square().mean() for one in _outputs(network(x))).backward()
+        dead = {
+            key: one for key, one in dead.items() if one.grad is None or not bool(one.grad.any())
+        }
+        if not dead:
+            return f"after {step}"
+        optimizer.step()
+    raise AssertionError(f"no gradient but zero reaches {', '.join(list(dead)[:5])}")
+
+
+def _outputs(output: Any) -> list[torch.Tensor]:
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def _other_size(network: nn.Module, subject: Subject) -> str:
+    """Trained at one size, asked at another."""
+    if subject.card.fixed_size:
+        return "not checked: fixed_size"
+    optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
+    sum(one.square().mean() for one in _outputs(network(_input(subject)))).backward()
+    optimizer.step()
+    usual = SIZES[subject.task.spatial_dims]
+    x = _input(subject, tuple(2 * side for side in usual), batch=1)
+    with torch.no_grad():
+        logits = first(network.eval()(x))
+    wanted = _wanted_shape(subject.task, x)
+    assert tuple(logits.shape) == wanted, f"{tuple(x.shape)} gave {tuple(logits.shape)}"
+    assert torch.isfinite(logits).all(), f"logits are not finite for {tuple(x.shape)}"
+    return "x".join(map(str, x.shape[2:]))
+
+
+def _repeats(network: nn.Module, subject: Subject) -> str:
+    """The same seed gives the same weights, and the same step of training, bit for bit."""
+    x = _input(subject)
+    found = []
+    for _ in range(2):
+        with _seeded(3):
+            again = subject.build().train()
+            start = {key: value.clone() for key, value in again.state_dict().items()}
+            sum(one.square().mean() for one in _outputs(again(x))).backward()
+        found.append((start, {key: one.grad for key, one in again.named_parameters()}))
+    (one, steps), (other, other_steps) = found
+    differing = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not differing, f"one seed, two starts: {', '.join(differing[:5])}"
+    differing = [
+        key
+        for key, grad in steps.items()
+        if grad is not None and not torch.equal(grad, cast(torch.Tensor, other_steps[key]))
+    ]
+    assert not differing, f"one seed, two gradients: {', '.join(differing[:5])}"
     return ""
+
+
+def _half(network: nn.Module, subject: Subject) -> str:
+    x = _input(subject, batch=1)
+    network.eval()
+    with torch.no_grad():
+        exact = first(network(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = first(network(x)).float()
+    assert torch.isfinite(logits).all(), "logits are not finite in bfloat16"
+    off = ((logits - exact).norm() / exact.norm()).item()
+    assert off < HALF_TOLERANCE, f"bfloat16 moves the logits by {off:.2g} of their norm"
+    return f"within {off:.1g}"
 
 
 def _save_and_load(network: nn.Module, subject: Subject) -> str:
     """Through safetensors into a second network of other random weights: equal logits."""
     x = _input(subject, batch=1)
+    odd = [key for key, value in network.state_dict().items() if not torch.is_tensor(value)]
+    assert not odd, f"the state dict holds what is no tensor and needs a pickle: {', '.join(odd)}"
     state = {key: value.contiguous().clone() for key, value in network.state_dict().items()}
     with _seeded(1):
         other = subject.build()
@@ -299,7 +394,10 @@ NETWORK_CHECKS: dict[str, Check] = {
     "batch of one": _batch,
     "finite gradients": _gradients,
     "odd sizes": _odd_sizes,
+    "every parameter is alive": _alive,
+    "another size after training": _other_size,
     "learns": _learns,
+    "one seed, one result": _repeats,
     "bfloat16": _half,
     "save and load": _save_and_load,
 }

@@ -81,7 +81,7 @@ class Series:
         frame_of_reference_uid: DICOM (0020,0052).
         status: Verdict.
         codes: Verdict codes, see `medplat show codes`.
-        messages: One sentence a code.
+        messages: One sentence a code, in the same order; then remarks.
         path: The NIfTI file, once written.
     """
 
@@ -124,7 +124,7 @@ class Case:
         patient: Every split groups by it.
         images: Input name to image. Empty while `series` still has to be chosen from.
         series: Converted series of the study, from which the workflow's `inputs` choose.
-        label: Label map file, for segment.
+        label: Label map file, for segment; the reference image, for restore.
         target: Class name, for classify.
         split: "train", "validation" or "test" where the data set fixes it.
         codes: Warnings that the case carries ("GEOMETRY_FROM_TABLE" ...).
@@ -145,13 +145,15 @@ class Case:
 class Task(NamedTuple):
     """What a network must fit: the second argument of a model plugin's `build`.
 
-    `kind` is "segment" or "classify"; `out_channels` counts the background for segment.
+    `kind` is "segment", "classify" or "restore"; `out_channels` counts the background for segment.
+    `spatial_dims` 1 is a bag: (B, features, vectors). `upscale` is the factor of restore.
     """
 
     kind: str
     spatial_dims: int
     in_channels: int
     out_channels: int
+    upscale: int = 1
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,9 @@ class Card:
         kinds: Task kinds that the plugin serves.
         spatial_dims: Dimensions that the plugin serves.
         multiple: Input sizes must be multiples of this; 1 where any size works.
-        fixed_size: True when the weights depend on the input size.
+        fixed_size: True when the weights depend on the input size; the network's `input_size` is
+            the one it takes.
+        unused: Patterns of parameters that the original has and never uses, kept for their names.
         codes: Label name to SNOMED CT code, where the plugin itself knows its labels.
     """
 
@@ -194,4 +198,5 @@ class Card:
     spatial_dims: tuple[int, ...] = (2, 3)
     multiple: int = 1
     fixed_size: bool = False
+    unused: tuple[str, ...] = ()
     codes: Mapping[str, str] = field(default_factory=dict)

@@ -105,8 +105,9 @@ class Config(BaseModel):
         return self
 
 
-TINY = Config.model_validate(SMALL)
-TWIN = Config.model_validate(SMALL | OFF)
+SMALLEST = SMALL | {"width": 4, "heads": (1, 1, 1, 1), "prompt_sizes": (4, 2, 2, 2)}
+TINY = Config.model_validate(SMALLEST)
+TWIN = Config.model_validate(SMALLEST | OFF)
 
 
 class ChannelNorm(nn.LayerNorm):
