@@ -1,0 +1,1 @@
+"""Words beside images: radiology reports as minimal sentences."""
