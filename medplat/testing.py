@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -236,7 +236,7 @@ def _gradients(network: nn.Module, subject: Subject) -> str:
     x = _input(subject)
     start = time.process_time()
     outputs = _outputs(network.train()(x))
-    torch.stack([one.square().mean() for one in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+    _total(outputs).backward()  # type: ignore[no-untyped-call]
     seconds = time.process_time() - start
     named = _trained(network, subject)
     unused = [key for key, weight in named if weight.grad is None]
@@ -305,7 +305,7 @@ def _alive(network: nn.Module, subject: Subject) -> str:
     optimizer = torch.optim.Adam(network.train().parameters(), lr=3e-3)
     for step in range(1, 5):
         optimizer.zero_grad()
-        sum((one - 1).square().mean() for one in _outputs(network(x))).backward()
+        _total((one - 1) for one in _outputs(network(x))).backward()  # type: ignore[no-untyped-call]
         dead = {
             key: one for key, one in dead.items() if one.grad is None or not bool(one.grad.any())
         }
@@ -319,12 +319,17 @@ def _outputs(output: Any) -> list[torch.Tensor]:
     return [output] if isinstance(output, torch.Tensor) else list(output)
 
 
+def _total(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
+    """A scalar that hangs on every output."""
+    return torch.stack([one.square().mean() for one in outputs]).sum()
+
+
 def _other_size(network: nn.Module, subject: Subject) -> str:
     """Trained at one size, asked at another."""
     if subject.card.fixed_size:
         return "not checked: fixed_size"
     optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
-    sum(one.square().mean() for one in _outputs(network(_input(subject)))).backward()
+    _total(_outputs(network(_input(subject)))).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     usual = SIZES[subject.task.spatial_dims]
     x = _input(subject, tuple(2 * side for side in usual), batch=1)
@@ -344,7 +349,7 @@ def _repeats(network: nn.Module, subject: Subject) -> str:
         with _seeded(3):
             again = subject.build().train()
             start = {key: value.clone() for key, value in again.state_dict().items()}
-            sum(one.square().mean() for one in _outputs(again(x))).backward()
+            _total(_outputs(again(x))).backward()  # type: ignore[no-untyped-call]
         found.append((start, {key: one.grad for key, one in again.named_parameters()}))
     (one, steps), (other, other_steps) = found
     differing = [key for key in one if not torch.equal(one[key], other[key])]

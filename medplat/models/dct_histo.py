@@ -116,8 +116,8 @@ class FrequencyAttention(nn.Module):
         """Coefficients (B, C, *kept) -> the same, each having seen the others."""
         t = c.flatten(2).transpose(1, 2)
         t = t + self._attend(self.norm1(t + self.position))
-        t = t + self.mlp(self.norm2(t))
-        return t.transpose(1, 2).reshape(c.shape)
+        seen: Tensor = t + self.mlp(self.norm2(t))
+        return seen.transpose(1, 2).reshape(c.shape)
 
     def _attend(self, t: Tensor) -> Tensor:
         batch, length, width = t.shape

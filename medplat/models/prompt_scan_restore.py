@@ -150,8 +150,9 @@ class SpatialScan(nn.Module):
 
     def scan(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, L, C) -> the sum of all directions (B, L, C); float32 under any autocast."""
-        parts = F.linear(tokens, self.x_proj.flatten(0, 1)).unflatten(-1, (self.directions, -1))
-        dt, b, c = parts.split([parts.shape[-1] - 2 * STATES, STATES, STATES], -1)
+        parts = F.linear(tokens, self.x_proj.flatten(0, 1))
+        parts = parts.view(*tokens.shape[:2], self.directions, -1)
+        dt, b, c = torch.split(parts, [parts.shape[-1] - 2 * STATES, STATES, STATES], -1)
         delta = torch.einsum("blkr,kcr->blkc", dt, self.dt_proj).flatten(2)
         wide = torch.promote_types(tokens.dtype, torch.float32)
         y = selective_scan_fn(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from medplat.blocks.padding import crop_to, pad_for_levels
+from medplat.errors import WorkflowError
 from medplat.types import Card, Count, Task
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ CARD = Card(
     deviations=(
         "the input is padded at the far end to the network's multiple and the logits cut back",
         "classify: head of this project",
+        "restore: the network's output is added to the input",
     ),
-    kinds=("segment", "classify"),
+    kinds=("segment", "classify", "restore"),
 )
 
 
@@ -83,6 +85,15 @@ class Segmenter(nn.Module):
         return crop_to(self.network(pad_for_levels(x, self.multiple)), x.shape[2:])
 
 
+class Restorer(Segmenter):
+    """The whole network, beside the first channels of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) -> image (B, K, *spatial)."""
+        change = super().forward(x)
+        return x[:, : change.shape[1]] + change
+
+
 class Classifier(nn.Module):
     """The encoder, the mean over space, a linear layer."""
 
@@ -109,7 +120,11 @@ def _encoder(network: UNet) -> list[nn.Module]:
 
 
 def build(config: Config, task: Task) -> nn.Module:
-    """The network for a task of kind "segment" or "classify"."""
+    """The network for a task of kind "segment", "restore" or "classify"."""
+    if task.upscale > 1:
+        raise WorkflowError(
+            [f"task.upscale: unet gives images of the input's size, not {task.upscale} times"]
+        )
     from monai.networks.nets import UNet  # seconds that `medplat check` does not need
 
     strides = config.strides or (2,) * (len(config.channels) - 1)
@@ -124,6 +139,8 @@ def build(config: Config, task: Task) -> nn.Module:
         dropout=config.dropout,
     )
     multiple = math.prod(strides)
+    if task.kind == "restore":
+        return Restorer(network, multiple)
     if task.kind == "segment":
         return Segmenter(network, multiple)
     return Classifier(network, multiple, config.channels[-1], task.out_channels)
