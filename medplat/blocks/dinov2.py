@@ -129,7 +129,7 @@ class Embeddings(nn.Module):
         if tuple(grid) == self.grid:
             return self.position_embeddings
         first, rest = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
-        learnt = rest.float().transpose(1, 2).unflatten(2, self.grid)
+        learnt = rest.float().transpose(1, 2).reshape(1, -1, *self.grid)
         mode = INTERPOLATION[len(self.grid)]
         resized = F.interpolate(learnt, size=tuple(grid), mode=mode, align_corners=False)
         return torch.cat([first, resized.flatten(2).transpose(1, 2).to(first.dtype)], dim=1)

@@ -6,7 +6,6 @@ containers and refuses everything else; nothing that a file holds is run.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,21 +60,21 @@ def _torch(path: Path) -> Any:
     try:
         with _numbers_of_numpy():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # what a damaged pickle raises is anybody's guess
+        if type(error).__name__ != "UnpicklingError":
+            raise ModelError(f"{path}: not a whole torch file ({type(error).__name__})") from error
         raise ModelError(
             f"{path}: holds more than weights, which only running its code could load "
             f"({_named(error)}); in the program that wrote it, save the weights alone with "
             "torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # what a damaged pickle raises is anybody's guess
-        raise ModelError(f"{path}: not a whole torch file ({type(error).__name__})") from error
 
 
 @contextmanager
 def _numbers_of_numpy() -> Iterator[None]:
     """Lets numpy's numbers and arrays pass, which checkpoints of nnU-Net hold in their log."""
     kinds = [type(np.dtype(one)) for one in ("f8", "f4", "f2", "i8", "i4", "u1", "?")]
-    make = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])
+    make: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
     with torch.serialization.safe_globals([*make, np.ndarray, np.dtype, *kinds]):
         yield
 
