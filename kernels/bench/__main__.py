@@ -58,6 +58,8 @@ def _run(names: list[str], device: str, no_wait: bool) -> None:
     for name in names or known:
         module = importlib.import_module(name)
         cases = getattr(module, "CASES", None)
+        if device == "cuda":
+            cases = {**(cases or {}), **getattr(module, "CUDA_CASES", {})}
         told = harness.run(name, cases, device) if cases else module.main()
         sys.stdout.write(told + "\n\n")
 

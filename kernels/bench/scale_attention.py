@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ def _naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
 
 
-def _case(tokens: int, grad: bool) -> Callable[[str], Case]:
+def _case(tokens: int, grad: bool, readout: bool) -> Callable[[str], Case]:
+    """All queries, or the first one alone (DuoFormer's last block)."""
+
     def make(device: str) -> Case:
         torch.manual_seed(0)
         shape = (98, 12, tokens, 64)
@@ -28,12 +31,17 @@ def _case(tokens: int, grad: bool) -> Callable[[str], Case]:
         def call(run: Callable[..., Any]) -> Callable[[], Any]:
             return gradients(run, *tensors) if grad else lambda: run(*tensors)
 
+        def first(run: Callable[..., Any]) -> Callable[[], Any]:
+            return call(lambda q, k, v: run(q[:, :, :1], k, v) if readout else run(q, k, v))
+
+        asked = ", the first query" if readout else ""
+        ours = partial(scale_attention, readout=0 if readout else None)
         return Case(
-            title=f"scale attention {shape}, {'forward + backward' if grad else 'forward'}",
+            title=f"scale attention {shape}{asked}, {'forward + backward' if grad else 'forward'}",
             variants={
-                "medplat": call(scale_attention),
-                NAIVE: call(_naive),
-                SDPA: call(scaled_dot_product_attention),
+                "medplat": call(ours),
+                NAIVE: first(_naive),
+                SDPA: first(scaled_dot_product_attention),
             },
             same=close(1e-4),
             goals={NAIVE: 0.95, SDPA: 0.95},
@@ -44,7 +52,8 @@ def _case(tokens: int, grad: bool) -> Callable[[str], Case]:
 
 
 CASES: Cases = {
-    f"tokens_{tokens}{'_both' * grad}": _case(tokens, grad)
+    f"tokens_{tokens}{'_first' * readout}{'_both' * grad}": _case(tokens, grad, readout)
+    for readout in (False, True)
     for tokens in (5, 18, 22, 86)
     for grad in (False, True)
 }

@@ -33,7 +33,10 @@ def inputs(
     A = -torch.arange(1.0, states + 1).repeat(rows, 1)
     groups = (batch, orders, states, length) if orders > 1 else (batch, states, length)
     tensors = [u, delta, A, normal(*groups), normal(*groups), normal(rows)]
-    return [one.to(device).requires_grad_(how.get("grad", False)) for one in tensors]
+    dtype = how.get("dtype", torch.float32)
+    kinds = [dtype, dtype, torch.float32, dtype, dtype, torch.float32]
+    placed = [one.to(device, kind) for one, kind in zip(tensors, kinds, strict=True)]
+    return [one.requires_grad_(how.get("grad", False)) for one in placed]
 
 
 def _forward(run: Callable[..., Any], tensors: list[Tensor]) -> Callable[[], Any]:
@@ -63,20 +66,21 @@ def _case(
     peers: list[str],
     goals: dict[str, float] | None = None,
     grad: bool = False,
+    dtype: torch.dtype = torch.float32,
     **more: Any,
 ) -> Callable[[str], Case]:
     def make(device: str) -> Case:
-        tensors = inputs(*shape, device, grad=grad)
-        small = inputs(1, 16, 64, shape[3], device, grad=grad)
+        tensors = inputs(*shape, device, grad=grad, dtype=dtype)
+        small = inputs(1, 16, 64, shape[3], device, grad=grad, dtype=dtype)
         what = "forward + backward" if grad else "forward"
 
         def call(run: Callable[..., Any], given: list[Tensor]) -> Callable[[], Any]:
             return gradients(run, *given) if grad else _forward(run, given)
 
         return Case(
-            title=f"selective scan {shape} float32, {what}",
+            title=f"selective scan {shape} {str(dtype).removeprefix('torch.')}, {what}",
             variants={n: call(run, tensors) for n, run in _variants(peers, device).items()},
-            same=close(1e-4 if grad else 2e-5),
+            same=close(2e-2 if dtype == torch.bfloat16 else 1e-4 if grad else 2e-5),
             goals=goals or {},
             operator="selective_scan",
             warm=call(selective_scan_fn, small),
@@ -170,4 +174,11 @@ CASES: Cases = {
     "one_state": _case((2, 384, 3136, 1), [TWO_LEVEL], threads=2),
     "three_orders": _orders(96, (24, 24, 24), ("raster", "raster_reversed", "inter_slice")),
     "cross_scan": _orders(96, (56, 56), ("raster", "column", "raster_reversed", "column_reversed")),
+}
+# Enough channels for upstream's kernel to fill a GPU; minutes on a CPU.
+_WIDE = (8, 2048, 2048, 16)
+CUDA_CASES: Cases = {
+    f"wide_{name}{'_both' * grad}": _case(_WIDE, [TWO_LEVEL], grad=grad, dtype=dtype)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    for grad in (False, True)
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .causal_conv1d import causal_conv1d_fn
 from .dct2_lowpass import dct2_lowpass, idct2
 from .dispatch import BackendError, explain, last_backend, use
+from .flops import flop_formulas
 from .mamba_chunk_scan import mamba_chunk_scan_combined
 from .mamba_inner import mamba_inner
 from .neighborhood_attention import neighborhood_attention
@@ -28,6 +29,7 @@ __all__ = [
     "causal_conv1d_fn",
     "dct2_lowpass",
     "explain",
+    "flop_formulas",
     "idct2",
     "last_backend",
     "mamba_chunk_scan_combined",

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .vector_memory import FLOAT32, load_element, read_block, store_element
-from .vectors import LANES, device, exp2, fill, fma, kernel, largest, load, spread, store
+from .vector_memory import FLOAT32, load_element, store_element
+from .vector_products import clear, product, turn, up
+from .vectors import LANES, device, exp2, fill, fma, kernel, largest, load, store
 
 # Rows of the tables of addresses and strides.
 Q, K, V, OUT, TOP, TOTAL, GRAD, LSE, DQ, DK, DV = range(11)
@@ -24,12 +25,6 @@ Q0, QN, K0, KN, OFFSET, LENGTH, Q_PLACE, K_PLACE = range(0, 24, 3)
 COLUMNS = 24
 LOG2_E = np.float32(1.4426950408889634)
 HIDDEN = np.float32(-1e30)
-
-
-@device
-def up(count: int) -> int:
-    """`count` rounded up to whole vectors."""
-    return (count + LANES - 1) // LANES * LANES
 
 
 @device
@@ -79,85 +74,6 @@ def put(
 
 
 @device
-def turn(rows: int, count: int, width: int, columns: int) -> None:
-    """(count, up(width)) -> (width, up(count)); all of up(width) rows are written."""
-    padded, wide = up(count), up(width)
-    for i in range(0, count, LANES):
-        lanes = min(LANES, count - i)
-        for c in range(0, width, LANES):
-            at = c * padded + i
-            read_block(rows, i * wide + c, wide, lanes, FLOAT32, 0, columns, at, padded)
-
-
-def _columns(vectors: int) -> Any:
-    """A function that computes some columns of a product: `vectors` whole vectors."""
-
-    @device
-    def columns(
-        a: int, a_m: int, a_k: int, b: int, b_k: int, c: int, c_m: int, count: int, depth: int,
-        n: int,
-    ) -> None:  # fmt: skip
-        m = 0
-        while m + 4 <= count:
-            c0 = load(c, m * c_m + n, vectors)
-            c1 = load(c, (m + 1) * c_m + n, vectors)
-            c2 = load(c, (m + 2) * c_m + n, vectors)
-            c3 = load(c, (m + 3) * c_m + n, vectors)
-            for k in range(depth):
-                row = load(b, k * b_k + n, vectors)
-                at = m * a_m + k * a_k
-                c0 = fma(row, spread(a, at, 1), c0)
-                c1 = fma(row, spread(a, at + a_m, 1), c1)
-                c2 = fma(row, spread(a, at + 2 * a_m, 1), c2)
-                c3 = fma(row, spread(a, at + 3 * a_m, 1), c3)
-            store(c, m * c_m + n, c0)
-            store(c, (m + 1) * c_m + n, c1)
-            store(c, (m + 2) * c_m + n, c2)
-            store(c, (m + 3) * c_m + n, c3)
-            m += 4
-        while m < count:
-            c0 = load(c, m * c_m + n, vectors)
-            for k in range(depth):
-                c0 = fma(load(b, k * b_k + n, vectors), spread(a, m * a_m + k * a_k, 1), c0)
-            store(c, m * c_m + n, c0)
-            m += 1
-
-    return columns
-
-
-four, two, one = _columns(4), _columns(2), _columns(1)
-
-
-@device
-def product(
-    a: int, a_m: int, a_k: int, b: int, b_k: int, c: int, c_m: int, count: int, depth: int,
-    width: int,
-) -> None:  # fmt: skip
-    """C[m, n] += sum over k of A[m a_m + k a_k] B[k b_k + n], m < count, k < depth, n < width.
-
-    Columns are computed by whole vectors; those behind the width hold nothing of meaning.
-    """
-    n = 0
-    while n + 3 * LANES < width:
-        four(a, a_m, a_k, b, b_k, c, c_m, count, depth, n)
-        n += 4 * LANES
-    while n + LANES < width:
-        two(a, a_m, a_k, b, b_k, c, c_m, count, depth, n)
-        n += 2 * LANES
-    while n < width:
-        one(a, a_m, a_k, b, b_k, c, c_m, count, depth, n)
-        n += LANES
-
-
-@device
-def clear(address: int, count: int) -> None:
-    """Zeros."""
-    zero = fill(np.float32(0), 1)
-    for i in range(0, count, LANES):
-        store(address, i, zero)
-
-
-@device
 def hide(box: Any, window: Any, to: int) -> None:
     """Fill (keys, up(queries)) with 0 in the neighborhood of each query and `HIDDEN` outside."""
     padded = up(box[QN] * box[QN + 1] * box[QN + 2])
@@ -187,8 +103,11 @@ def _far(box: Any, window: Any, axis: int, query: int, key: int) -> bool:
 
 
 @device
-def start(box: Any, bias: int, window_q: Any, window_k: Any, to: int) -> None:
-    """Fill (keys, up(queries)) with the bias, which lies (all keys, up(all queries))."""
+def lay(box: Any, bias: int, window_q: Any, window_k: Any, scores: int, back: int) -> None:
+    """Fill (keys, up(queries)) with the bias, which lies (all keys, up(all queries)).
+
+    Or `back`: add them to it, as the gradient of the bias is the sum of those of the scores.
+    """
     padded = up(box[QN] * box[QN + 1] * box[QN + 2])
     full = up(window_q[0] * window_q[1] * window_q[2])
     key = 0
@@ -197,38 +116,18 @@ def start(box: Any, bias: int, window_q: Any, window_k: Any, to: int) -> None:
             for kx in range(box[KN + 2]):
                 row = (box[K_PLACE] + kz) * window_k[1] + box[K_PLACE + 1] + ky
                 row = (row * window_k[2] + box[K_PLACE + 2] + kx) * full
-                query = 0
+                query = key * padded
                 for qz in range(box[QN]):
                     for qy in range(box[QN + 1]):
                         at = (box[Q_PLACE] + qz) * window_q[1] + box[Q_PLACE + 1] + qy
                         at = row + at * window_q[2] + box[Q_PLACE + 2]
-                        for qx in range(box[QN + 2]):
-                            value = load_element(bias, at + qx, FLOAT32)
-                            store_element(to, key * padded + query, value, FLOAT32)
-                            query += 1
-                key += 1
-
-
-@device
-def spill(box: Any, scores: int, window_q: Any, window_k: Any, bias: int) -> None:
-    """Add (keys, up(queries)) to the gradient of the bias: the inverse of `start`."""
-    padded = up(box[QN] * box[QN + 1] * box[QN + 2])
-    full = up(window_q[0] * window_q[1] * window_q[2])
-    key = 0
-    for kz in range(box[KN]):
-        for ky in range(box[KN + 1]):
-            for kx in range(box[KN + 2]):
-                row = (box[K_PLACE] + kz) * window_k[1] + box[K_PLACE + 1] + ky
-                row = (row * window_k[2] + box[K_PLACE + 2] + kx) * full
-                query = 0
-                for qz in range(box[QN]):
-                    for qy in range(box[QN + 1]):
-                        at = (box[Q_PLACE] + qz) * window_q[1] + box[Q_PLACE + 1] + qy
-                        at = row + at * window_q[2] + box[Q_PLACE + 2]
-                        for qx in range(box[QN + 2]):
-                            value = load_element(scores, key * padded + query, FLOAT32)
-                            value += load_element(bias, at + qx, FLOAT32)
-                            store_element(bias, at + qx, value, FLOAT32)
+                        for x in range(at, at + box[QN + 2]):
+                            value = load_element(bias, x, FLOAT32)
+                            if back:
+                                value += load_element(scores, query, FLOAT32)
+                                store_element(bias, x, value, FLOAT32)
+                            else:
+                                store_element(scores, query, value, FLOAT32)
                             query += 1
                 key += 1
 
@@ -326,7 +225,7 @@ def forward(
             if near:
                 copy(hidden, scores, nk * padded)
             elif bias:
-                start(box, bias + 4 * h * _size(window_q, window_k), window_q, window_k, scores)
+                lay(box, bias + 4 * h * _size(window_q, window_k), window_q, window_k, scores, 0)
             else:
                 clear(scores, nk * padded)
             product(keys, wide, 1, queries, padded, scores, padded, nk, width, nq)
@@ -399,7 +298,7 @@ def backward(
             if near:
                 copy(hidden, scores, nk * padded)
             elif bias:
-                start(box, bias + 4 * h * _size(window_q, window_k), window_q, window_k, scores)
+                lay(box, bias + 4 * h * _size(window_q, window_k), window_q, window_k, scores, 0)
             else:
                 clear(scores, nk * padded)
             product(keys, wide, 1, queries, padded, scores, padded, nk, width, nq)
@@ -413,7 +312,7 @@ def backward(
             product(pull, padded, 1, rows, wide, slope, wide, nk, nq, width)
             put(slope, _at(places, DK, b, h), stride[DK], box, K0, step, width, near)
             if dbias:
-                spill(box, pull, window_q, window_k, dbias + 4 * h * _size(window_q, window_k))
+                lay(box, dbias + 4 * h * _size(window_q, window_k), window_q, window_k, pull, 1)
             clear(turned, wide * padded)
             product(keys, 1, wide, pull, padded, turned, padded, width, nk, nq)
             many = fill(scale, 1)

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
+from .flops import formula
 from .torch_operator import torch_operator
 
 Places = Sequence[Sequence[int]]
@@ -216,14 +216,14 @@ def _count_flops(operator: str, keys: Callable[[Sequence[int], Sequence[int]], i
     def pairs(q: Sequence[int], k: Sequence[int], flat: Sequence[int]) -> int:
         return 2 * math.prod(q) * keys(k, flat)
 
-    @register_flop_formula(getattr(torch.ops.medplat, f"{operator}_forward"))
+    @formula(f"{operator}_forward")
     def forward(
         q: Sequence[int], k: Sequence[int], v: object, bias: object, places: Sequence[int],
         *_: object, **__: object,
     ) -> int:  # fmt: skip
         return 2 * pairs(q, k, places)
 
-    @register_flop_formula(getattr(torch.ops.medplat, f"{operator}_backward"))
+    @formula(f"{operator}_backward")
     def backward(
         grad: object, q: Sequence[int], k: Sequence[int], v: object, bias: object, out: object,
         lse: object, places: Sequence[int], *_: object, **__: object,

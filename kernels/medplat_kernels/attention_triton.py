@@ -7,7 +7,6 @@ Triton is imported at the first launch.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 128  # of a head
 TILES = {1: (1, 1, 64), 2: (1, 8, 8), 3: (4, 4, 4)}  # of queries in a neighborhood, by axes
 PROGRAMS = 1024  # for the gradient of a bias: enough for any GPU, few enough to add up
@@ -67,19 +65,6 @@ def _zyx(given: Sequence[int], fill: int) -> tuple[int, ...]:
     return (*[fill] * (3 - len(given)), *given)
 
 
-def refusal(q: Tensor) -> str | None:
-    """Why Triton can't run attention on this tensor; None where it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if q.device.type != "cuda" and not _interpreted():
-        return f"triton needs a CUDA device, the tensors are on {q.device.type}"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
-        return "triton kernels need a GPU of compute capability 8.0 or newer"
-    if q.dtype not in DTYPES:
-        return f"triton kernels take float32, bfloat16 and float16, not {q.dtype}"
-    return None
-
-
 def too_large(q: Tensor, tiling: Tiling) -> str | None:
     """What of these heads and tiles the kernels can't hold; None where they can."""
     if q.shape[-1] > WIDEST:
@@ -89,12 +74,6 @@ def too_large(q: Tensor, tiling: Tiling) -> str | None:
     if programs > MOST_PROGRAMS:
         return f"triton would need {programs} programs, {MOST_PROGRAMS} is the most"
     return None
-
-
-def _interpreted() -> bool:
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
 
 
 def forward(

@@ -59,6 +59,18 @@ def _tiles(number, tiles, size, SIDE: tl.constexpr, MOVE: tl.constexpr, NEAR: tl
 
 
 @triton.jit
+def _own_tile(
+    number, heads, tiles, size, SIDE: tl.constexpr, MOVE: tl.constexpr, NEAR: tl.constexpr
+):  # fmt: skip
+    """Of the tile of this number: its (batch, head) as one number and as two, and its `_tiles`."""
+    per_slab = tiles[0] * tiles[1] * tiles[2]
+    first, rest, length = _tiles(number % per_slab, tiles, size, SIDE, MOVE, NEAR)
+    number = number // per_slab
+    slab = ((number // heads).to(tl.int64), (number % heads).to(tl.int64))
+    return number, slab, first, rest, length
+
+
+@triton.jit
 def _keys_seen(first, length, SIDE: tl.constexpr, KERNEL: tl.constexpr):
     """Along one axis: first key that a tile of queries sees, and how many it sees."""
     last = tl.minimum(first + SIDE, length) - 1
@@ -215,10 +227,9 @@ def tile_attention_forward_kernel(
     NK: tl.constexpr = KEYS[0] * KEYS[1] * KEYS[2]
     BLOCKS: tl.constexpr = (NQ + BLOCK_Q - 1) // BLOCK_Q
     pid = tl.program_id(0)
-    per_slab = tiles[0] * tiles[1] * tiles[2]
-    number = pid // BLOCKS // per_slab
-    slab = ((number // heads).to(tl.int64), (number % heads).to(tl.int64))
-    first, rest, length = _tiles(pid // BLOCKS % per_slab, tiles, size_q, QUERIES, MOVE, NEAR)
+    number, slab, first, rest, length = _own_tile(
+        pid // BLOCKS, heads, tiles, size_q, QUERIES, MOVE, NEAR
+    )
     first_k, count_k = _windows_of_keys(first, rest, length, QUERIES, KEYS, NEAR)
 
     iq = pid % BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -262,10 +273,9 @@ def tile_attention_backward_queries_kernel(
     NK: tl.constexpr = KEYS[0] * KEYS[1] * KEYS[2]
     BLOCKS: tl.constexpr = (NQ + BLOCK_Q - 1) // BLOCK_Q
     pid = tl.program_id(0)
-    per_slab = tiles[0] * tiles[1] * tiles[2]
-    number = pid // BLOCKS // per_slab
-    slab = ((number // heads).to(tl.int64), (number % heads).to(tl.int64))
-    first, rest, length = _tiles(pid // BLOCKS % per_slab, tiles, size_q, QUERIES, MOVE, NEAR)
+    number, slab, first, rest, length = _own_tile(
+        pid // BLOCKS, heads, tiles, size_q, QUERIES, MOVE, NEAR
+    )
     first_k, count_k = _windows_of_keys(first, rest, length, QUERIES, KEYS, NEAR)
 
     iq = pid % BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -307,10 +317,9 @@ def tile_attention_backward_keys_kernel(
     OWN: tl.constexpr = QUERIES if NEAR else KEYS
     BLOCKS: tl.constexpr = (OWN[0] * OWN[1] * OWN[2] + BLOCK_K - 1) // BLOCK_K
     pid = tl.program_id(0)
-    per_slab = tiles[0] * tiles[1] * tiles[2]
-    number = pid // BLOCKS // per_slab
-    slab = ((number // heads).to(tl.int64), (number % heads).to(tl.int64))
-    first, rest, length = _tiles(pid // BLOCKS % per_slab, tiles, size_k, OWN, MOVE, NEAR)
+    number, slab, first, rest, length = _own_tile(
+        pid // BLOCKS, heads, tiles, size_k, OWN, MOVE, NEAR
+    )
     if NEAR:
         z, nz = _queries_seeing(first[0], length[0], OWN[0], KEYS[0])
         y, ny = _queries_seeing(first[1], length[1], OWN[1], KEYS[1])

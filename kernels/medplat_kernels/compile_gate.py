@@ -66,17 +66,11 @@ class Measure:
     Attributes:
         registers: Registers a thread.
         spilled: Bytes of local memory a thread: spilled registers, and arrays that did not fit.
-        shared: Bytes of shared memory a program.
-        instructions: Instructions of the whole kernel.
-        shuffles: Warp shuffles among them.
         per_state: Instructions a state inside the time loop; 0 where the specimen counts none.
     """
 
     registers: int
     spilled: int
-    shared: int
-    instructions: int
-    shuffles: int
     per_state: float
 
 
@@ -90,7 +84,7 @@ def specimens() -> tuple[Specimen, ...]:
 
 
 def measure(specimen: Specimen, architecture: int) -> Measure:
-    """Compile for `sm_<architecture>` and read registers, spills and instructions.
+    """Compile for `sm_<architecture>` and read registers, spills and, where asked, the time loop.
 
     Raises:
         RuntimeError: The disassembler fails.
@@ -100,20 +94,13 @@ def measure(specimen: Specimen, architecture: int) -> Measure:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(code)
         usage = _disassembler("-res-usage", cubin)
-        listing = _disassembler("-sass", cubin)
-    used = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+        listing = _disassembler("-sass", cubin) if specimen.states else ""
+    used = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if used is None:
         raise RuntimeError(f"cuobjdump names no registers of {specimen.name}: {usage[:200]}")
-    registers, stack, shared, local = map(int, used.groups())
-    instructions = _instructions(listing)
-    return Measure(
-        registers=registers,
-        spilled=stack + local,
-        shared=shared,
-        instructions=len(instructions),
-        shuffles=sum(name.startswith("SHFL") for _, name, _ in instructions),
-        per_state=_time_loop(instructions, specimen.states) / max(specimen.states, 1),
-    )
+    registers, stack, local = map(int, used.groups())
+    inside = _time_loop(_instructions(listing), specimen.states)
+    return Measure(registers, stack + local, inside / max(specimen.states, 1))
 
 
 def faults(specimen: Specimen, needs: Measure) -> list[str]:

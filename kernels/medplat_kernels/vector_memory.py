@@ -117,6 +117,18 @@ def _put_element(
 
 
 @emitted
+def ask(typingctx: Any, address: Any, index: Any) -> Any:
+    """Asks for the cache line of float32 number `index`, which is needed soon."""
+
+    def lower(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        address, index = args
+        _prefetch(b, pointer_to(b, address, index, FLOAT), write=False)
+        return context.get_dummy_value()
+
+    return signature(types.void, types.intp, types.intp), lower
+
+
+@emitted
 def load_element(typingctx: Any, address: Any, index: Any, kind: Any) -> Any:
     """Element `index` as float32; `kind` is one of KINDS."""
 

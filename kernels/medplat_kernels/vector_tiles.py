@@ -1,12 +1,18 @@
-"""Tiles: float32, 64 steps of LANES channels, and their way from and to tensors.
+"""Tiles: float32, some steps of LANES channels, and their way from and to tensors.
 
 Row t of a tile holds the LANES channels at step t, so that one vector operation advances LANES
 channels and no sum runs across lanes. `read` fills tiles from tensors of any layout, scan order
 and dtype, `write` puts them back; the kernels see tiles only.
+
+A tile has 64 steps. Where an order runs down the columns of a grid, channels first, consecutive
+steps lie far apart, and a tile is a band instead: all rows of so many columns that whole cache
+lines are read, transposed in registers on their way to the steps they belong to. Steps that are
+neighbours are a band of one row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from .vector_memory import (
@@ -25,37 +31,70 @@ from .vectors import LANES, device, load, store
 STEPS = 64
 VECTOR_BYTES = 4 * LANES
 TILE_BYTES = STEPS * VECTOR_BYTES
+# float32s in a cache line, and the steps up to which a band still fits the caches.
+LINE = 16
+MOST_IN_BAND = 8192
+# Rows of a band that are asked for before they are needed.
+ROWS_AHEAD = 4
 
 
 class Walk(NamedTuple):
     """Where the steps of one tile lie in a tensor (Bt, channels, L) or (Bt, L, channels).
 
     Attributes:
-        places: Raster position of each step.
-        steps: Number of steps, 64 but at the end of the sequence.
-        direction: 1 or -1 when they are neighbours, 0 when they are not.
-        ahead: How far the tile that comes next lies from this one, where steps are neighbours.
+        places: Raster position of each step, but of those of a band of several rows.
+        first: Number of the first step.
+        steps: Number of steps: 64, or those of a band, but at the end of the sequence.
+        direction: 1, or -1 where the columns of a band come from right to left.
+        ahead: How far what is soon needed of a band lies from what is being read.
         length: L.
+        rows: Rows of a band, 0 where this is none.
+        columns: Columns of a band.
+        left: Raster position of its first row and column.
         channels_last: 1 for (Bt, L, channels).
     """
 
     places: Any
+    first: int
     steps: int
     direction: int
     ahead: int
     length: int
+    rows: int
+    columns: int
+    left: int
     channels_last: int
+
+
+def band_steps(rows: int, columns: int, channels_last: bool) -> int:
+    """Steps of a band: a multiple of 64, of whole columns and of whole vectors; 0 for no bands."""
+    width = max(LINE, STEPS // math.gcd(rows, STEPS))
+    fits = rows > 1 and columns >= LANES and rows * width <= MOST_IN_BAND and not channels_last
+    return rows * width if fits else 0
 
 
 @device
 def tiles_in_step(orders: Any, order: int, channels_last: int, tiles: int) -> int:
-    """How many of a worker's channel tiles go through the chunks of an order side by side.
+    """How many of a worker's channel tiles go through the tiles of an order side by side.
 
     All, so that what they share is read once; but one after another where steps are not
     neighbours in memory: a cache line holds steps of many chunks, and must still be there.
     """
-    rows, columns, _ = orders[order]
+    rows, columns = orders[order, 0], orders[order, 1]
     return 1 if rows > 1 and columns > 1 and not channels_last else tiles
+
+
+@device
+def walk_band(orders: Any, order: int, band: int, length: int, places: Any) -> Walk:
+    """A band's columns, from left to right, or from right to left where the order is reversed."""
+    rows, wide, reverse, most = orders[order]
+    first = band * most
+    steps = min(most, length - first)
+    columns, left, direction = steps // rows, first // rows, 1
+    if reverse:
+        left, direction = wide - left - columns, -1
+    ahead = ROWS_AHEAD * wide
+    return Walk(places, first, steps, direction, ahead, length, rows, columns, left, 0)
 
 
 @device
@@ -70,7 +109,7 @@ def walk_chunk(
     `orders` has a row an order: rows and columns of its rule (see `scan_orders`), and 1 if
     reversed.
     """
-    rows, columns, reverse = orders[order]
+    rows, columns, reverse = orders[order, 0], orders[order, 1], orders[order, 2]
     first = chunk * STEPS
     steps = min(STEPS, length - first)
     step = length - 1 - first if reverse else first
@@ -85,9 +124,13 @@ def walk_chunk(
             row += 1
             if row == rows:
                 row, column = 0, column + 1
-    direction = 0 if rows > 1 and columns > 1 else -1 if reverse else 1
+    direction = -1 if reverse else 1
     ahead = direction * (-STEPS if backwards else STEPS)
-    return Walk(places, steps, direction, ahead, length, channels_last)
+    one = int(not channels_last and (rows == 1 or columns == 1))
+    left = length - first - steps if reverse else first
+    return Walk(
+        places, first, steps, direction, ahead, length, one, steps, left, channels_last
+    )  # fmt: skip
 
 
 @device
@@ -100,28 +143,71 @@ def _strides(walk: Walk, batch: int, channels: int, channel: int) -> tuple[int, 
 
 
 @device
+def _band_place(walk: Walk, wide: int, row: int, column: int) -> tuple[int, int]:
+    """Raster position and step in the band, of a row and of a column counted from its left."""
+    step = column * walk.rows + row
+    if walk.direction < 0:
+        step = walk.steps - 1 - step
+    return walk.left + row * wide + column, step
+
+
+@device
+def _read_band(
+    source: int, kind: int, base: int, lane: int, lanes: int, walk: Walk, tile: int
+) -> None:
+    wide, blocks = walk.length // walk.rows, walk.columns // LANES
+    row = column = 0
+    for _ in range(blocks * walk.rows):
+        place, step = _band_place(walk, wide, row, column)
+        read_block(
+            source, base + place, lane, lanes, kind, walk.ahead,
+            tile, step * LANES, walk.direction * walk.rows * LANES,
+        )  # fmt: skip
+        row += 1
+        if row == walk.rows:
+            row, column = 0, column + LANES
+    for row in range(walk.rows):
+        for column in range(blocks * LANES, walk.columns):
+            place, step = _band_place(walk, wide, row, column)
+            store(tile, step * LANES, gather(source, base + place, lane, lanes, kind))
+
+
+@device
+def _write_band(
+    target: int, kind: int, base: int, lane: int, lanes: int, walk: Walk, tile: int
+) -> None:
+    wide, blocks = walk.length // walk.rows, walk.columns // LANES
+    row = column = 0
+    for _ in range(blocks * walk.rows):
+        place, step = _band_place(walk, wide, row, column)
+        write_block(
+            tile, step * LANES, walk.direction * walk.rows * LANES,
+            target, base + place, lane, lanes, kind, walk.ahead,
+        )  # fmt: skip
+        row += 1
+        if row == walk.rows:
+            row, column = 0, column + LANES
+    for row in range(walk.rows):
+        for column in range(blocks * LANES, walk.columns):
+            place, step = _band_place(walk, wide, row, column)
+            scatter(target, base + place, lane, lanes, load(tile, step * LANES, 1), kind)
+
+
+@device
 def read(
     source: int, kind: int, batch: int, channels: int, channel: int, lanes: int,
     walk: Walk, tile: int,
 ) -> None:  # fmt: skip
     """Fills a tile with `lanes` channels from `channel` on of a tensor of `channels`."""
     base, step, lane = _strides(walk, batch, channels, channel)
-    t = 0
-    if walk.channels_last and lanes == LANES:
-        while t < walk.steps:
+    if walk.rows > 0:
+        _read_band(source, kind, base, lane, lanes, walk, tile)
+    elif walk.channels_last and lanes == LANES:
+        for t in range(walk.steps):
             store(tile, t * LANES, load_row(source, base + walk.places[t] * step, kind))
-            t += 1
-    if not walk.channels_last and walk.direction != 0:
-        back = 0 if walk.direction > 0 else LANES - 1
-        while t + LANES <= walk.steps:
-            read_block(
-                source, base + walk.places[t + back], lane, lanes, kind, walk.ahead,
-                tile, (t + back) * LANES, walk.direction * LANES,
-            )  # fmt: skip
-            t += LANES
-    while t < walk.steps:
-        store(tile, t * LANES, gather(source, base + walk.places[t] * step, lane, lanes, kind))
-        t += 1
+    else:
+        for t in range(walk.steps):
+            store(tile, t * LANES, gather(source, base + walk.places[t] * step, lane, lanes, kind))
 
 
 @device
@@ -131,24 +217,16 @@ def write(
 ) -> None:  # fmt: skip
     """Puts the first `lanes` columns of a tile where `read` would take them from."""
     base, step, lane = _strides(walk, batch, channels, channel)
-    t = 0
-    if walk.channels_last and lanes == LANES:
-        while t < walk.steps:
+    if walk.rows > 0:
+        _write_band(target, kind, base, lane, lanes, walk, tile)
+    elif walk.channels_last and lanes == LANES:
+        for t in range(walk.steps):
             row = load(tile, t * LANES, 1)
             store_row(target, base + walk.places[t] * step, row, kind)
-            t += 1
-    if not walk.channels_last and walk.direction != 0:
-        back = 0 if walk.direction > 0 else LANES - 1
-        while t + LANES <= walk.steps:
-            write_block(
-                tile, (t + back) * LANES, walk.direction * LANES,
-                target, base + walk.places[t + back], lane, lanes, kind, walk.ahead,
-            )  # fmt: skip
-            t += LANES
-    while t < walk.steps:
-        row = load(tile, t * LANES, 1)
-        scatter(target, base + walk.places[t] * step, lane, lanes, row, kind)
-        t += 1
+    else:
+        for t in range(walk.steps):
+            row = load(tile, t * LANES, 1)
+            scatter(target, base + walk.places[t] * step, lane, lanes, row, kind)
 
 
 @device

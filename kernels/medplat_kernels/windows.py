@@ -10,15 +10,17 @@ from torch.nn import functional as F
 PLACES = ("window_q", "window_k", "shift")  # what the backends of both operators take
 
 
-def sides(name: str, given: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    """One side a window for each axis, from one number or one an axis.
+def along(name: str, given: int | Sequence[int], dims: int, least: int = 1) -> tuple[int, ...]:
+    """A whole number for each axis, from one number or one an axis.
 
     Raises:
-        ValueError: Not one positive integer an axis.
+        ValueError: Not one integer an axis, or one below `least`.
     """
-    found = (given,) * dims if isinstance(given, int) else tuple(given)
-    if len(found) != dims or any(side < 1 for side in found):
-        raise ValueError(f"{name} must be positive along {dims} axes, got {given}")
+    found = tuple(given) if isinstance(given, Sequence) else (given,) * dims
+    if len(found) != dims or any(not isinstance(n, int) or n < least for n in found):
+        raise ValueError(
+            f"{name} must be an integer from {least} up, or {dims} of them, got {given}"
+        )
     return found
 
 

@@ -33,6 +33,7 @@ _SEND_AGAIN = "Ask the archive to send the series again."
 _NONE = "Nothing to do."
 _REPAIR = "Run medplat verify with --repair, or convert the export again."
 _CONVERT = "Convert the export again."
+_EXPORT = "Give its export; a resampled file cannot be checked."
 _LABEL = "Make the label again on the grid of the converted series."
 
 _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
@@ -157,14 +158,24 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
         "The label fits only after an axis is flipped (kept where its own affine says so).",
         _LABEL,
     ),
-    ("LABEL_OVERLAP", "rejected", "One voxel belongs to two segments.", _LABEL),
-    ("LABEL_UNKNOWN_VALUE", "rejected", "The label holds a value without a name.", _LABEL),
-    ("LABEL_EMPTY", "rejected", "No voxel of the label is set.", _LABEL),
+    (
+        "LABEL_OVERLAP",
+        "rejected",
+        "One voxel belongs to two segments.",
+        "Draw them apart, or have a file written for each: split-label in --decisions.",
+    ),
+    (
+        "LABEL_UNKNOWN_VALUE",
+        "rejected",
+        "The label holds a value without a name.",
+        "Name it beside the label (JSON or ITK-SNAP label description).",
+    ),
+    ("LABEL_EMPTY", "rejected", "No voxel of the label is set.", "Draw it again, or remove it."),
     (
         "LABEL_WRONG_SERIES",
         "rejected",
         "The label refers to another series, or to none alone.",
-        _LABEL,
+        "Give the label the UID of its series, by reference or in its file name.",
     ),
     # Existing NIfTI files
     ("NIFTI_FLIPPED", "rejected", "The voxels run against the header's axes.", _REPAIR),
@@ -180,7 +191,13 @@ _TABLE: tuple[tuple[str, CodeVerdict, str, str], ...] = (
     ("NIFTI_PHASES", "rejected", "Phases are absent, or there twice.", _CONVERT),
     ("NIFTI_PHASE_ORDER", "rejected", "The phases stand in a wrong order.", _CONVERT),
     ("NIFTI_VALUES", "rejected", "Voxels are not those of the series.", _CONVERT),
-    ("NIFTI_UNPAIRED", "rejected", "No series of SOURCE is like the file.", "Give its export."),
+    (
+        "NIFTI_REFUSED",
+        "rejected",
+        "The file was made from a series that cannot be trusted.",
+        "See the series in the report of medplat convert.",
+    ),
+    ("NIFTI_UNPAIRED", "rejected", "No series of SOURCE is like the file.", _EXPORT),
     ("NIFTI_UNREADABLE", "rejected", "The file cannot be read as NIfTI.", _CONVERT),
     # Cases
     (

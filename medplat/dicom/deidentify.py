@@ -31,6 +31,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import PersonName
 
 from medplat.dicom import source, tags
 from medplat.dicom.sidecar import scrub
@@ -61,6 +62,10 @@ _NUMBERS = re.compile(rb"[\d.+\-eE\\ ]+\0?")
 _NUMERIC = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "UL", "US"})
 _DATE = re.compile(r"\d{8}")
 _DAYS = 3650
+# What pydicom raises on values that are none of their type, when it reads and when it writes them.
+_NOT_DICOM = (
+    ValueError, TypeError, AttributeError, ArithmeticError, LookupError, NotImplementedError
+)  # fmt: skip
 
 
 class Deidentifier:
@@ -105,6 +110,10 @@ class Deidentifier:
         entries = {header.path: header.entry for header in flat if header.path in own}
         try:
             self._copy(list(entries.values()), target, plan.series.patient)
+        except _NOT_DICOM as error:
+            shutil.rmtree(target, ignore_errors=True)
+            text = f"an image is too damaged to be written again ({type(error).__name__})"
+            return record | {"refused": text}
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -132,6 +141,7 @@ class Deidentifier:
             image: With its file meta information, where there is one.
             patient: Pseudonym, which takes the place of name and id and fixes the shift.
         """
+        _mend(image)
         words = _identifying(image)
         days = int(self._pseudonyms.digest(f"days {patient}")[:8], 16) % _DAYS + 1
         self._clean(image, -days, words)
@@ -206,6 +216,25 @@ def _identifying(image: Dataset) -> tuple[str, ...]:
 
 def _several(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
+
+
+def _mend(data: Dataset) -> None:
+    """Take out what a damaged length brought in: other elements, which could hold anything.
+
+    A text ends at its first zero; a value that is none of its type goes.
+    """
+    for tag in list(data.keys()):
+        try:
+            element = data[tag]
+            values = _several(element.value)
+            texts = [str(one) for one in values if isinstance(one, str | PersonName)]
+            if any("\0" in one for one in texts):
+                element.value = "\\".join(texts).partition("\0")[0]
+        except _NOT_DICOM:
+            del data[tag]
+            continue
+        for item in element.value if element.VR == "SQ" else ():
+            _mend(item)
 
 
 def _without(value: Any, words: tuple[str, ...]) -> Any:

@@ -110,6 +110,15 @@ def one_phase(plan: SeriesPlan, phase: int) -> SeriesPlan:
     return replace(plan, frames=(plan.frames[phase],), phase_times_s=None)
 
 
+def pair_up(codes: list[str], messages: list[str], code: str, message: str) -> None:
+    """Add a code and its sentence to those of a stack: sentences of codes stand first, in order."""
+    if code and code not in codes:
+        messages.insert(len(codes), message)
+        codes.append(code)
+    else:
+        messages.append(message)
+
+
 class SkippedError(Exception):
     """A series or stack is not meant to be a volume."""
 
@@ -137,10 +146,8 @@ class Draft:
     lost: dict[str, Fate] = field(default_factory=dict)
 
     def note(self, code: str, message: str) -> None:
-        """Add a code with its sentence; a sentence without a code is only a remark."""
-        if code and code not in self.codes:
-            self.codes.append(code)
-        self.messages.append(message)
+        """Add a code with its sentence; a sentence without a new code is only a remark."""
+        pair_up(self.codes, self.messages, code, message)
 
     def lose(self, header: Header, code: str, status: FateStatus = "rejected") -> None:
         """A file that is not used."""
@@ -155,7 +162,11 @@ class Draft:
 
     def stop(self, error: Refused | SkippedError) -> SeriesPlan:
         """The plan of a stack that is not converted."""
-        self.codes = [error.code, *(code for code in self.codes if code != error.code)]
+        if error.code in self.codes:
+            at = self.codes.index(error.code)
+            del self.codes[at]
+            self.messages.append(self.messages.pop(at))
+        self.codes.insert(0, error.code)
         self.messages.insert(0, error.message)
         status: Literal["rejected", "skipped"] = "skipped"
         started = None

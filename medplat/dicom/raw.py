@@ -12,12 +12,12 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Iterable
 from datetime import date
 from typing import BinaryIO, NamedTuple
 
 # pydicom quotes values in its log lines, and a value may be a name.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="pydicom")
 
 PIXEL_ELEMENTS = {
     0x7FE00008: "FloatPixelData",
@@ -62,32 +62,36 @@ class Raw:
         return self.elements.get(tag, b"")
 
     def word(self, tag: int) -> str:
-        """A value in the default character set (UI, CS, DA ...)."""
-        return self.bytes(tag).decode("latin-1").strip(" \0")
+        """A value in the default character set (UI, CS, DA ...).
+
+        A text ends at its first zero: what follows are other elements, names perhaps, which a
+        damaged length took in.
+        """
+        return self.bytes(tag).partition(b"\0")[0].decode("latin-1").strip(" ")
 
     def words(self, tag: int) -> tuple[str, ...]:
         """The same, multi-valued."""
         value = self.word(tag)
         if "\\" not in value:
             return (value,) if value else ()
-        return tuple([part.strip(" \0") for part in value.split("\\")])
+        return tuple([part.strip(" ") for part in value.split("\\")])
 
     def text(self, tag: int) -> str:
         """A value in the data set's character set (LO, PN, SH)."""
-        value = self.bytes(tag)
+        value = self.bytes(tag).partition(b"\0")[0]
         if not value:
             return ""
         if value.isascii() and b"\x1b" not in value:
-            return value.decode("ascii").strip(" \0")
+            return value.decode("ascii").strip(" ")
         from pydicom.charset import convert_encodings, decode_bytes
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 encodings = convert_encodings(list(self.words(0x00080005)) or [""])
-                return str(decode_bytes(value, encodings, {0x5C, 0x5E, 0x3D})).strip(" \0")
+                return str(decode_bytes(value, encodings, {0x5C, 0x5E, 0x3D})).strip(" ")
         except (LookupError, UnicodeError, ValueError):
-            return value.decode("latin-1").strip(" \0")
+            return value.decode("latin-1").strip(" ")
 
     def floats(self, tag: int) -> tuple[float, ...]:
         """Decimal strings; () if one of them is not a finite number."""
@@ -156,7 +160,7 @@ def moment(day: str, clock: str) -> tuple[int | None, bool]:
 
 
 def walk(
-    file: BinaryIO, size: int, implicit: bool, little_endian: bool, wanted: Iterable[int]
+    file: BinaryIO, size: int, implicit: bool, little_endian: bool, wanted: frozenset[int]
 ) -> tuple[Raw, PixelElement | None, bool]:
     """Read the elements from the current position up to the pixel element.
 
@@ -167,7 +171,7 @@ def walk(
     walker = _Walker(file, size, implicit, little_endian)
     raw = Raw(little_endian)
     try:
-        pixel = walker.read(raw, frozenset(wanted))
+        pixel = walker.read(raw, wanted)
     except _DamagedError:
         return raw, None, False
     return raw, pixel, pixel is not None or walker.at == size
@@ -202,27 +206,19 @@ class _Walker:
 
     def read(self, raw: Raw, wanted: frozenset[int]) -> PixelElement | None:
         """Go through the top level; None where it ends without a pixel element."""
-        short, explicit = self._tag_short, not self._implicit
         raw.groups = groups = set()
         while self.at + 8 <= self._size:
-            offset = self._reach(12)
-            start = 0
-            if explicit:  # Most elements: a known VR with a short length.
-                group, number, vr, length = short(self._window, offset)
-                if vr in _SHORT_BYTES:
-                    tag = group << 16 | number
-                    start = self.at + 8
-                    self.at = start + length
-                    if self.at > self._size:
-                        raise _DamagedError
-            if not start:
-                tag, vr, length = self._element(self._implicit)
-                if tag in PIXEL_ELEMENTS:
-                    return PixelElement(PIXEL_ELEMENTS[tag], self.at, _defined(length))
-                if tag >> 16 == _ITEM >> 16:
-                    raise _DamagedError
-                start = self.at
-                self._step_over(vr, length, self._implicit, 0)
+            if not self._implicit:
+                self._run(raw, wanted, groups)
+                if self.at + 8 > self._size:
+                    break
+            tag, vr, length = self._element(self._implicit)
+            if tag in PIXEL_ELEMENTS:
+                return PixelElement(PIXEL_ELEMENTS[tag], self.at, _defined(length))
+            if tag >> 16 == _ITEM >> 16:
+                raise _DamagedError
+            start = self.at
+            self._step_over(vr, length, self._implicit, 0)
             raw.last = tag
             if tag in wanted:
                 groups.add(tag >> 16)
@@ -232,6 +228,30 @@ class _Walker:
                 if sequence:
                     raw.sequences[tag] = value
         return None
+
+    def _run(self, raw: Raw, wanted: frozenset[int], groups: set[int]) -> None:
+        """Go through elements of a known VR with a short length, as most are.
+
+        Ends before any other one, and before one that does not lie in the window.
+        """
+        short, item, elements, tag = self._tag_short, self._item, raw.elements, raw.last
+        offset = self._reach(12)
+        window, begin = self._window, self._start
+        last = len(window) - 12
+        while offset <= last:
+            group, number, vr, length = short(window, offset)
+            start = offset + 8
+            end = start + length
+            if vr not in _SHORT_BYTES or end > len(window):
+                break
+            tag, offset = group << 16 | number, end
+            if tag in wanted:
+                value = window[start:end]
+                if value.startswith(item):
+                    raw.sequences[tag], value = value, b""
+                elements[tag] = value
+                groups.add(group)
+        raw.last, self.at = tag, begin + offset
 
     def _element(self, implicit: bool) -> _Element:
         """Read the tag, VR and length at the current position, and go to the value."""

@@ -88,7 +88,8 @@ def from_dataset(dataset: Dataset, only: Segment | None = None) -> LabelVolume:
     padding = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
     fraction = ""
     if kind == "FRACTIONAL":
-        fraction = str(dataset.get("SegmentationFractionalType") or "PROBABILITY")
+        stated = dataset.get("SegmentationFractionalType")
+        fraction = "OCCUPANCY" if stated == "OCCUPANCY" else "PROBABILITY"
         array = _fill_fractions(frames, at, segments, float(dataset.MaximumFractionalValue))
     else:
         array = _fill(frames, at, padding, segments, only)

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 _TOKEN = re.compile(r"[^\W_]+", re.UNICODE)
 _DIGITS = re.compile(r"\d{6,}")
+# With dots alone a year has two or four digits, and two only at the end: 5.3.1 and 51.80.108.01 are
+# versions.
 _DATE = re.compile(
-    r"(?<!\d)(?:\d{1,4}[-./]\d{1,2}[-./]\d{1,4}|\d{4}_\d\d_\d\d|\d\d_\d\d_\d{4}"
+    r"(?<!\d)(?:\d{1,4}[-/]\d{1,2}[-./]\d{1,4}|\d{1,4}\.\d{1,2}[-/]\d{1,4}"
+    r"|\d{4}\.\d{1,2}\.\d{1,2}|\d{1,2}\.\d{1,2}\.\d{4}|(?<!\d\.)\d{1,2}\.\d{1,2}\.\d\d(?!\.\d)"
+    r"|\d{4}_\d\d_\d\d|\d\d_\d\d_\d{4}"
     r"|\d{1,2}[-./_ ]?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-./_ ]?\d{2,4})"
     r"(?!\d)",
     re.IGNORECASE,
@@ -54,7 +58,7 @@ def _scrubbed(text: str, identity: tuple[str, ...]) -> str:
     text = _TOKEN.sub(lambda m: " " if m.group().casefold() in names else m.group(), text)
     text = _DATE.sub(" ", text)
     text = _DIGITS.sub(" ", text)
-    return _SPACES.sub(" ", text).strip()
+    return _SPACES.sub(" ", text).strip().lstrip(" :;,")
 
 
 @lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ def curve(values: Sequence[float], times: Sequence[float] | None = None) -> Mark
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     points = [
-        (30 + 120 * (x - at[0]) / (at[-1] - at[0]), 44 - 36 * (y - low) / span)
+        (42 + 108 * (x - at[0]) / (at[-1] - at[0]), 44 - 36 * (y - low) / span)
         for x, y in zip(at, values, strict=True)
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -36,11 +36,16 @@ def curve(values: Sequence[float], times: Sequence[float] | None = None) -> Mark
         '<svg class="curve" viewBox="0 0 160 62" role="img" '
         f'aria-label="mean signal over {len(values)} phases, from {low:.4g} to {high:.4g}">'
         f'<polyline points="{line}"/>{dots}'
-        f'<text x="27" y="11" text-anchor="end">{high:.3g}</text>'
-        f'<text x="27" y="47" text-anchor="end">{low:.3g}</text>'
-        f'<text x="30" y="58">{at[0]:.0f}</text>'
+        f'<text x="39" y="11" text-anchor="end">{_short(high)}</text>'
+        f'<text x="39" y="47" text-anchor="end">{_short(low)}</text>'
+        f'<text x="42" y="58">{at[0]:.0f}</text>'
         f'<text x="150" y="58" text-anchor="end">{at[-1]:.0f} {unit}</text></svg>'
     )
+
+
+def _short(value: float) -> str:
+    """Seven characters at most; whole numbers up to 99,999 in full."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def ladder(positions_mm: Sequence[float]) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def _row(out: Path, line: manifest.Line) -> dict[str, Any]:
         "voxels": _product(first.get("shape", [])),
         "phases": _phases(len(outputs), first, times),
         "study_time": _clock(line.get("study_time_s")),
+        "copies": _copies(line),
         "reasons": _reasons(line),
         "decisions": line.get("decisions", []),
         "settle": _settle(line),
@@ -176,19 +178,23 @@ def _clock(seconds: float | None) -> str:
 
 
 def _reasons(line: manifest.Line) -> list[dict[str, str]]:
-    """Codes with their sentences and advice; sentences of no single code stand alone."""
-    codes, messages = list(line.get("codes", [])), list(line.get("messages", []))
-    paired = len(codes) == len(messages)
+    """Codes with their sentences and advice, which a decided series needs no more; remarks."""
+    codes, messages = line.get("codes", []), line.get("messages", [])
     found = []
-    for index, code in enumerate(codes):
-        known = CODES.get(code)
-        advice = known.advice if known and known.advice != "Nothing to do." else ""
-        meaning = known.meaning if known else ""
-        message = messages[index] if paired else meaning
+    for code, message in zip_longest(codes, messages, fillvalue=""):
+        settled = bool(line.get("decisions")) and code in SETTLED_BY
+        advice = CODES[code].advice if code in CODES and not settled else ""
+        advice = advice if advice != "Nothing to do." else ""
         found.append({"code": code, "message": message, "advice": advice})
-    if not paired:
-        found += [{"code": "", "message": message, "advice": ""} for message in messages]
     return found
+
+
+def _copies(line: manifest.Line) -> str:
+    """What became of the de-identified copies."""
+    made = line.get("deidentified")
+    if not made:
+        return ""
+    return f"none: {made['refused']}" if "refused" in made else f"{made['files']}, de-identified"
 
 
 def _unused(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def write(
         path: Where.
         files: What `medplat verify --json` says of each file.
         counts: Files by status.
-        refused: Codes of the series of SOURCE that were compared with nothing.
+        refused: Codes of the series of SOURCE that are refused, one each.
 
     Returns:
         The first page.

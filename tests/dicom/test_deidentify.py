@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "datasets"))
 import breastdcedl_exports as cohorts
 import regular_exports as regular
 
+from medplat import pseudonym
 from medplat.commands import convert
 from medplat.dicom.deidentify import Deidentifier
 from medplat.errors import UsageError
@@ -178,12 +180,62 @@ def test_markers_in_every_text_are_gone(tmp_path: Path, project: Path) -> None:
     assert "PatientBirthDate" not in image or not image.PatientBirthDate
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "StudyDate", "AcquisitionTime", "Manufacturer",
+                                     "SliceThickness", "ImageType", "SeriesNumber"])  # fmt: skip
+def test_a_damaged_length_lets_no_other_element_through(
+    keyword: str, tmp_path: Path, project: Path
+) -> None:
+    """The value takes in the elements that follow it, names among them."""
+    study = cohorts.ispy1()
+    image = study.images[0]
+    image.ReferringPhysicianName = image.PatientComments = f"{MARKER}^Name"
+    image.InstitutionName = image.OperatorsName = image.StationName = MARKER
+    image.StudyDescription = image.PatientName = image.DeviceSerialNumber = MARKER
+    image.StudyID = image.PerformedProcedureStepDescription = MARKER
+    image.SliceThickness, image.Manufacturer, image.SeriesNumber = "2", "Maker", "3"
+    image.StudyDate, image.AcquisitionTime = "20240131", "101112"
+    image.save_as(tmp_path / "whole", enforce_file_format=True)
+    data = (tmp_path / "whole").read_bytes()
+
+    def place(tag: int) -> int:
+        return data.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF), 132 + 200)
+
+    tags = [int(one.tag) for one in image]
+    tag = int(image[keyword].tag)
+    start = place(tag) + 6
+    end = place(tags[tags.index(tag) + 8])
+    (tmp_path / "spoiled").write_bytes(
+        data[:start] + struct.pack("<H", end - start - 2) + data[start + 2 :]
+    )
+    spoiled = dcmread(tmp_path / "spoiled")
+    Deidentifier(tmp_path / "copies", pseudonym.load(project)).clean(spoiled, "patient-x")
+    spoiled.save_as(tmp_path / "clean", enforce_file_format=True)
+    found = (tmp_path / "clean").read_bytes()
+    assert MARKER.lower().encode() not in found.lower()
+    assert b"20240131" not in found
+
+
 def test_what_is_not_safe_is_not_copied(tmp_path: Path, project: Path) -> None:
     study = cohorts.ispy1()
     for image in study.images:
         image.BurnedInAnnotation = "YES"
     (line,) = run(study.write(tmp_path / "export"), project, "out", deidentify=tmp_path / "copies")
     assert "burned into" in line["deidentified"]["refused"]
+    assert not list((tmp_path / "copies").rglob("*.dcm"))
+
+
+def test_an_image_that_cannot_be_written_again_costs_its_copies_alone(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, image: Dataset, patient: str) -> None:
+        raise ValueError("a value that pydicom reads and does not write")
+
+    monkeypatch.setattr(Deidentifier, "clean", refuse)
+    source = cohorts.ispy1().write(tmp_path / "export")
+    (line,) = run(source, project, "out", deidentify=tmp_path / "copies")
+    assert line["status"] == "converted"
+    assert "too damaged to be written again (ValueError)" in line["deidentified"]["refused"]
     assert not list((tmp_path / "copies").rglob("*.dcm"))
 
 

@@ -125,6 +125,8 @@ def check(folder: Path, sets: list[list[Path]], n: int, seed: int) -> None:
     command = [sys.executable, "-c", "from medplat.cli import main; main()", "convert",
                str(source), str(out), "--json", "--project", str(folder / "project"),
                "--workers", "1"]  # fmt: skip
+    if seed % 4 == 0:
+        command += ["--deidentify", str(folder / "copies")]
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -140,7 +142,7 @@ def check(folder: Path, sets: list[list[Path]], n: int, seed: int) -> None:
     there = [name for name, _, _ in before if (source / name).is_file()]
     assert sorted(one for one in listed if "!" not in one) == there, f"seed {seed}"
     assert list(tree(source)) == before, f"seed {seed}: SOURCE was changed"
-    assert {one.name for one in folder.iterdir()} <= {"source", "out", "project"}
+    assert {one.name for one in folder.iterdir()} <= {"source", "out", "project", "copies"}
 
 
 def test_two_hundred_mutated_files(realdata: Path, tmp_path: Path) -> None:

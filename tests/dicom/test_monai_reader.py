@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import test_realdata
+
+from medplat import nifti
+from medplat.dicom.read import read_volume
 from medplat.errors import DataError, Refused
 
 monai_reader = pytest.importorskip("medplat.dicom.monai_reader")
@@ -49,3 +55,27 @@ def test_refusals_are_exceptions(dicom: Any, tmp_path: Path) -> None:
     dicom.write(tmp_path / "two", made.flat + dicom.make(seed=2).flat)
     with pytest.raises(DataError, match="2 convertible"):
         reader.read(tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
+def test_every_convertible_set_is_what_convert_writes(realdata: Path, tmp_path: Path) -> None:
+    from monai.transforms import LoadImage
+
+    loaded = 0
+    for source in (*test_realdata.TABLE, *test_realdata.PARTS):
+        path = realdata / "dicom" / source
+        fit = (
+            [one for one in test_realdata.plans_of(path) if one.convertible]
+            if path.is_dir()
+            else []
+        )
+        if len(fit) != 1:
+            continue
+        loaded += 1
+        image = LoadImage(reader=monai_reader.DicomSeriesReader())(str(path))
+        nifti.write(read_volume(fit[0]), tmp_path / "one.nii.gz")
+        wanted = nifti.read(tmp_path / "one.nii.gz")
+        real = wanted.array * np.float64(wanted.slope) + wanted.intercept
+        np.testing.assert_allclose(image.numpy(), real.astype(np.float32), rtol=1e-6)
+        np.testing.assert_allclose(image.affine.numpy(), wanted.geometry.affine, atol=1e-6)
+    assert loaded >= 20

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medplat.dicom.plans import pair_up
 from medplat.dicom.read import SeriesPlan, plan, read_volume
 from medplat.dicom.scan import scan
 from medplat.dicom.series import group
@@ -318,3 +319,11 @@ def test_free_text_holds_no_names(dicom: Any, tmp_path: Path) -> None:
     assert one.series.description == "T1 tra"
     assert one.metadata["ProtocolName"] == "breast"
     assert "Doe" not in repr(one.frames[0][0])
+
+
+def test_the_sentences_of_codes_stand_first_and_in_their_order() -> None:
+    codes: list[str] = []
+    messages: list[str] = []
+    for code, text in (("", "x"), ("A", "a"), ("", "y"), ("B", "b"), ("A", "a again")):
+        pair_up(codes, messages, code, text)
+    assert (codes, messages) == (["A", "B"], ["a", "b", "x", "y", "a again"])

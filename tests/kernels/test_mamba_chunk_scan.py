@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from scan_gates import cotangents, error, nan_filled_memory, over, twin, worst
+from scan_gates import GATES, cotangents, error, nan_filled_memory, over, twin, worst
 from torch import Tensor
 
 from medplat_kernels import dispatch, last_backend, mamba_chunk_scan_combined, use
@@ -92,6 +92,64 @@ def test_float32_is_within_its_gates(case: Case, monkeypatch: pytest.MonkeyPatch
     assert last_backend("mamba_chunk_scan") == "torch"
 
 
+WITHOUT_GRADIENTS = [
+    *CASES,
+    Case(length=130, width=70, states=33, heads=6, groups=2, batch=1),
+    Case(length=200, heads=20, groups=4, width=16),
+    Case(length=66, states=1, width=1, groups=4, without=()),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", WITHOUT_GRADIENTS, ids=str)
+def test_numba_is_within_its_gates(
+    case: Case, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All heads and batch entries are shared out, whatever the size of the call."""
+    from medplat_kernels.mamba_chunk_scan import numba
+
+    monkeypatch.setattr(numba, "LEAST_WORK", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    inputs, seq_idx = case.inputs(), case.seq_idx()
+    expected = mamba_chunk_scan_reference(**twin(inputs), seq_idx=seq_idx, dt_softplus=True)
+    options = {"seq_idx": seq_idx, "dt_softplus": True, "return_final_states": True}
+    with torch.no_grad(), nan_filled_memory(monkeypatch):
+        found = mamba_chunk_scan_combined(**inputs, chunk_size=case.chunk, **options)
+        again = mamba_chunk_scan_combined(**inputs, chunk_size=case.chunk, **options)
+    assert last_backend("mamba_chunk_scan") == "numba"
+    for one, other, want in zip(found, again, expected, strict=True):
+        assert torch.equal(one, other)
+        assert error(one, want) <= 2e-6
+
+
+def test_numba_keeps_the_digits_of_small_steps_and_hides_no_nan() -> None:
+    case = Case(length=70, without=("seq_idx", "dt_bias", "z", "D", "initial_states"))
+    inputs = {name: t.detach() for name, t in case.inputs().items()}
+    inputs["dt"] = torch.full((2, 70, 4), 0.001)
+    inputs["dt"][:, 3] = 5000.0
+    expected = mamba_chunk_scan_reference(**twin(inputs))
+    found = mamba_chunk_scan_combined(**inputs, chunk_size=64, return_final_states=True)
+    for one, want in zip(found, expected, strict=True):
+        assert error(one, want) <= 2e-6
+    inputs["dt"][0, 40, 1] = torch.nan
+    inputs["A"][2] = torch.nan
+    wrong = mamba_chunk_scan_combined(**inputs, chunk_size=64).isnan()
+    assert wrong[:, 1:, 2].all()
+    assert wrong[0, 40:, 1].all()
+    assert not wrong[1, :, 1].any()
+    assert not wrong[:, :, [0, 3]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numba_in_half_precision(dtype: torch.dtype) -> None:
+    inputs = Case(length=130).inputs(dtype)
+    with torch.no_grad():
+        found = mamba_chunk_scan_combined(**inputs, chunk_size=64, dt_softplus=True)
+    assert found.dtype == dtype
+    expected = mamba_chunk_scan_reference(**twin(inputs), dt_softplus=True)[0]
+    assert error(found, expected) <= GATES[dtype][0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_within_its_gates(dtype: torch.dtype) -> None:
     assert not over(errors(Case(length=130), dtype), dtype)
@@ -161,19 +219,25 @@ def test_autocast_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("case", [CASES[5], CASES[6], CASES[14], CASES[15]], ids=str)
-def test_without_gradients_blocks_share_memory_and_nothing_else_changes(
+def test_blocks_of_one_chunk_give_what_one_block_gives(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chunk a block: every block computes where the one before did."""
     inputs, seq_idx = case.inputs(), case.seq_idx()
     options = {"seq_idx": seq_idx, "dt_softplus": True, "return_final_states": True}
-    expected = mamba_chunk_scan_combined(**inputs, chunk_size=case.chunk, **options)
-    monkeypatch.setattr(torch_path, "BLOCK_ELEMENTS", 1)
-    kept = {name: tensor.detach().clone() for name, tensor in inputs.items()}
-    with torch.no_grad(), nan_filled_memory(monkeypatch):
+    with torch.no_grad(), use("torch"):
+        expected = mamba_chunk_scan_combined(**inputs, chunk_size=case.chunk, **options)
+        monkeypatch.setattr(torch_path, "BLOCK_ELEMENTS", 1)
         found = mamba_chunk_scan_combined(**inputs, chunk_size=case.chunk, **options)
     for one, want in zip(found, expected, strict=True):
         assert error(one, want) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_without_gradients_the_inputs_are_left_alone(backend: str) -> None:
+    inputs = Case(length=130).inputs()
+    kept = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+    with torch.no_grad(), use(backend):
+        mamba_chunk_scan_combined(**inputs, chunk_size=64, dt_softplus=True)
     for name, tensor in inputs.items():
         assert torch.equal(tensor, kept[name])
 
@@ -206,7 +270,8 @@ def test_no_tokens() -> None:
         ({"x": torch.zeros(2, 65, 4)}, r"x must be \(Bt, L, H, P\)"),
         ({"x": torch.zeros(2, 65, 4, 5, dtype=torch.int64)}, "must be real floating-point"),
         ({"A": -torch.ones(4, dtype=torch.complex64)}, "must be real floating-point"),
-        ({"chunk_size": 0}, "chunk_size 0 must be at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be an integer from 1 up, got 0"),
+        ({"chunk_size": 64.0}, "chunk_size must be an integer from 1 up"),
         ({"B": torch.zeros(2, 65, 3, 6)}, "the 3 groups of B must divide the 4 heads"),
         ({"C": torch.zeros(2, 65, 2, 5)}, "C must have shape"),
         ({"D": torch.zeros(3)}, r"D must have shape \(4,\)"),
@@ -218,6 +283,11 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], words: str) -> 
         mamba_chunk_scan_combined(**{**Case().inputs(), "chunk_size": 64, **change})
 
 
-def test_a_backend_it_lacks_is_refused() -> None:
-    with use("numba"), pytest.raises(dispatch.BackendError, match="has no backend 'numba'"):
+def test_a_backend_that_cannot_run_it_is_refused() -> None:
+    with use("triton"), pytest.raises(dispatch.BackendError, match="has no backend 'triton'"):
         mamba_chunk_scan_combined(**Case().inputs(), chunk_size=64)
+    with use("numba"), pytest.raises(dispatch.BackendError, match="has no gradients"):
+        mamba_chunk_scan_combined(**Case().inputs(), chunk_size=64)
+    inputs = {name: t.detach() for name, t in Case().inputs(torch.float64).items()}
+    with use("numba"), pytest.raises(dispatch.BackendError, match=r"can't take torch\.float64"):
+        mamba_chunk_scan_combined(**inputs, chunk_size=64)

@@ -119,7 +119,7 @@ def test_the_edges_of_what_fits():
     assert neighborhood_attention(q, q, q, 3, (2, 1)).shape == q.shape
     with pytest.raises(ValueError, match="does not fit a map"):
         neighborhood_attention(q, q, q, 3, 2)
-    with pytest.raises(ValueError, match="kernel_size must be positive along 2 axes"):
+    with pytest.raises(ValueError, match="kernel_size must be an integer from 1 up, or 2 of them"):
         neighborhood_attention(q, q, q, (3, 3, 3))
     with pytest.raises(ValueError, match="differ in shape"):
         neighborhood_attention(q, q[:, :, 1:], q[:, :, 1:], 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medplat_kernels import last_backend, scale_attention, small_attention
+from medplat_kernels import dispatch, last_backend, scale_attention, small_attention
 from medplat_kernels.dispatch import BackendError
 from medplat_kernels.scale_attention.reference import scale_attention_reference
 
@@ -30,16 +30,45 @@ def test_equals_the_reference(length, width, backend):
     )
 
 
-@pytest.mark.parametrize("length", [2, 18, 86])
-@pytest.mark.parametrize("readout", [0, 1, -1])
-def test_readout_is_one_row_of_all(length, readout):
+@pytest.mark.parametrize("length", [1, 2, 16, 18, 33, 86])
+@pytest.mark.parametrize(("readout", "width"), [(0, 64), (-1, 20), (0, 5)])
+@pytest.mark.parametrize("backend", gates.BACKENDS)
+def test_readout_is_one_row_of_all(length, readout, width, backend):
     gates.check(
-        lambda *x: scale_attention(*x, readout=readout),
+        lambda *x: scale_attention(*x, readout=readout, backend=backend),
         lambda *x: scale_attention_reference(*x, readout=readout),
-        inputs(length),
+        inputs(length, width),
     )
-    with pytest.raises(ValueError, match="readout 86 is not one of"):
-        scale_attention(*inputs(length), readout=86)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_readout_of_packed_half_precision_by_two_workers(dtype, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(dispatch.module("scale_attention", "numba"), "LEAST_READ", 1)
+    packed = torch.randn(5, 22, 3, 3, 16).to(dtype).permute(2, 0, 3, 1, 4)
+    gates.check(
+        lambda *x: scale_attention(*x, readout=1, backend="numba"),
+        lambda *x: scale_attention_reference(*x, readout=1),
+        [packed[0] * 3, packed[1], packed[2]],
+    )
+
+
+def test_readout_takes_large_scores_and_hides_no_nan():
+    q, k, v = inputs(22)
+    found = scale_attention(q * 200, k, v, readout=0)
+    assert last_backend("scale_attention") == "numba"
+    wanted = scale_attention_reference(q.double() * 200, k.double(), v.double(), readout=0)
+    assert gates.error(found, wanted) < 1e-3
+    k[0, 0, 7, 3] = torch.nan
+    wrong = scale_attention(q, k, v, readout=0).isnan()
+    assert wrong[0, 0].all()
+    assert not wrong[1:].any()
+
+
+@pytest.mark.parametrize("readout", [86, 0.5])
+def test_readout_of_no_query(readout):
+    with pytest.raises(ValueError, match="is not one of 86 queries"):
+        scale_attention(*inputs(86), readout=readout)
 
 
 @pytest.mark.parametrize("readout", [None, -1])

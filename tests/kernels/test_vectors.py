@@ -127,3 +127,4 @@ def test_scan_and_functions_at_other_widths(lanes: int, tmp_path: Path) -> None:
     assert found["functions"] < 8e-7
     assert found["forward"] < 2e-6
     assert found["gradients"] < 1e-5
+    assert found["products"] < 2e-6

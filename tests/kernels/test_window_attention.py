@@ -187,9 +187,11 @@ def test_the_backend_that_was_asked_for_runs():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"window": 0}, "window must be positive"),
-        ({"window": (4, 4, 4)}, "window must be positive along 2 axes"),
-        ({"shift": 4}, "shift must be from 0 to window - 1"),
+        ({"window": 0}, "window must be an integer from 1 up, or 2 of them, got"),
+        ({"window": (4, 4, 4)}, "window must be an integer from 1 up, or 2 of them"),
+        ({"window": 2.5}, "window must be an integer from 1 up, or 2 of them, got 2.5"),
+        ({"shift": 4}, "shift must be smaller than the window"),
+        ({"shift": -1}, "shift must be an integer from 0 up"),
         ({"bias": torch.zeros(3, 16, 15)}, "bias must have shape"),
         ({"bias": torch.zeros(3, 16, 16, dtype=torch.int64)}, "a floating type"),
         ({"bias": torch.zeros(3, 16, 16, device="meta")}, "bias is on meta and q on cpu"),

@@ -21,7 +21,10 @@ from medplat_kernels.vector_tiles import (
     walk_chunk,
     write,
 )
-from medplat_kernels.vectors import LANES, device, fill, fma, kernel, load, sigmoid, store
+from medplat_kernels.vectors import LANES, device, dot, fill, fma, kernel, load, sigmoid, store
+
+# The taps of every Mamba block: their weights stay in registers.
+USUAL_TAPS = 4
 
 
 class Convolution(NamedTuple):
@@ -118,6 +121,11 @@ def _convolve(call: Convolution, memory: _Memory, steps: int) -> None:
     """Y = bias + sum over the taps of weight x, without the activation."""
     first = memory.x - (call.taps - 1) * VECTOR_BYTES
     bias = load(memory.weight, call.taps * LANES, 1)
+    if call.taps == USUAL_TAPS:
+        weight = load(memory.weight, 0, USUAL_TAPS)
+        for i in range(0, steps * LANES, LANES):
+            store(memory.y, i, dot(load(first, i, USUAL_TAPS), weight, bias))
+        return
     for i in range(0, steps * LANES, LANES):
         total = bias
         for tap in range(call.taps):
@@ -151,7 +159,8 @@ def forward_kernel(
                         y = load(memory.y, i, 1)
                         store(memory.y, i, y * sigmoid(y))
                 write(call.out, call.kind, batch, rows, row, lanes, walk, memory.y)
-                _move(memory.x, memory.before, STEPS)
+                kept = (STEPS - call.taps + 1) * VECTOR_BYTES
+                _move(memory.x + kept, memory.before + kept, call.taps - 1)
 
 
 @device

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medplat_kernels.attention_triton import refusal
 from medplat_kernels.dispatch import Verdict, verdict
 from medplat_kernels.scan_orders import ScanOrder
 from medplat_kernels.selective_scan.triton import MOST_BATCHES, on_device, walk
+from medplat_kernels.triton_device import refusal
 
 WIDEST = 8
 

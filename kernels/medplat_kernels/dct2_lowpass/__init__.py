@@ -73,7 +73,7 @@ def idct(c: Tensor, shape: Sequence[int], *, backend: str | None = None) -> Tens
     """`idct2` over all axes behind the channels: (B, C, *keep) -> (B, C, *shape)."""
     if c.dim() != len(shape) + 2 or not c.is_floating_point():
         raise ValueError(f"c must be floating, (B, C) and {len(shape)} axes, got {_told(c)}")
-    if any(n < k for n, k in zip(shape, c.shape[2:], strict=True)):
+    if any(not isinstance(n, int) or n < k for n, k in zip(shape, c.shape[2:], strict=True)):
         raise ValueError(f"a map of {tuple(shape)} is smaller than its coefficients, {_told(c)}")
     out: Tensor = idct_forward(wide_under_autocast(c), list(shape), dispatch.asked(backend))
     return out
@@ -87,7 +87,8 @@ def example(device: str) -> tuple[Any, ...]:
 def _checked(x: Tensor, keep: tuple[int, ...], backend: str | None, dims: int) -> Tensor:
     if x.dim() != dims + 2 or not x.is_floating_point():
         raise ValueError(f"x must be floating, (B, C) and {dims} axes, got {_told(x)}")
-    if any(not 0 <= k <= n for k, n in zip(keep, x.shape[2:], strict=True)):
+    fits = (isinstance(k, int) and 0 <= k <= n for k, n in zip(keep, x.shape[2:], strict=True))
+    if not all(fits):
         raise ValueError(f"{keep} frequencies can't be kept of {_told(x)}: keep 0 to the size")
     out: Tensor = dct_lowpass_forward(wide_under_autocast(x), list(keep), dispatch.asked(backend))
     return out

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from medplat_kernels import dispatch
 from medplat_kernels.attention_ops import autocast_type
+from medplat_kernels.flops import formula
 from medplat_kernels.torch_operator import torch_operator
 
 
@@ -64,9 +64,7 @@ idct_forward.register_autograd(
 )
 
 
-@register_flop_formula(
-    [torch.ops.medplat.dct_lowpass_forward, torch.ops.medplat.dct_lowpass_backward]
-)
+@formula("dct_lowpass_forward", "dct_lowpass_backward")
 def _flops(x: Sequence[int], sizes: Sequence[int], *_: object, **__: object) -> int:
     now, total = list(x), 0
     for axis in reversed(range(len(sizes))):

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, empty  # not torch: a backend of this package has that name
 
 from medplat_kernels.attention_ops import check, register
-from medplat_kernels.windows import sides
+from medplat_kernels.windows import along
 
 __all__ = ["example", "neighborhood_attention"]
 
@@ -58,7 +58,7 @@ def neighborhood_attention(
     if q.shape != k.shape:
         raise ValueError(f"q and k differ in shape: {tuple(q.shape)} and {tuple(k.shape)}")
     dims = q.dim() - 3
-    kernel, step = sides("kernel_size", kernel_size, dims), sides("dilation", dilation, dims)
+    kernel, step = along("kernel_size", kernel_size, dims), along("dilation", dilation, dims)
     shape = tuple(q.shape[2:-1])
     if any(0 < n < a * b for n, a, b in zip(shape, kernel, step, strict=True)):
         raise ValueError(f"kernel_size {kernel} times dilation {step} does not fit a map {shape}")

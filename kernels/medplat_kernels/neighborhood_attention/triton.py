@@ -8,6 +8,7 @@ import torch
 
 from medplat_kernels import attention_triton as kernel
 from medplat_kernels.dispatch import Verdict, verdict
+from medplat_kernels.triton_device import refusal
 
 
 def can_run(
@@ -21,7 +22,7 @@ def can_run(
     raise_error: bool = False,
 ) -> Verdict:
     """On CUDA devices from compute capability 8.0, and in Triton's interpreter."""
-    reason = kernel.refusal(q) or kernel.too_large(q, _tiling(q, kernel_size, dilation))
+    reason = refusal(q) or kernel.too_large(q, _tiling(q, kernel_size, dilation))
     return verdict(reason, raise_error, "triton reads q, k and v in place")
 
 

@@ -50,7 +50,7 @@ def scale_attention(
         raise ValueError(f"q and k differ in shape: {tuple(q.shape)} and {tuple(k.shape)}")
     if readout is not None:
         length = q.shape[2]
-        if not -length <= readout < length:
+        if not isinstance(readout, int) or not -length <= readout < length:
             raise ValueError(f"readout {readout} is not one of {length} queries")
         q = q.narrow(2, readout % length, 1)
     return _attend(q, k, v, None, (), scale, backend)

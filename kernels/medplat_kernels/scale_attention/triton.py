@@ -8,13 +8,14 @@ import torch
 
 from medplat_kernels import attention_triton as kernel
 from medplat_kernels.dispatch import Verdict, verdict
+from medplat_kernels.triton_device import refusal
 
 
 def can_run(
     q: torch.Tensor, k: torch.Tensor, v: Any, bias: None, *, raise_error: bool = False
 ) -> Verdict:
     """On CUDA devices from compute capability 8.0, and in Triton's interpreter."""
-    reason = kernel.refusal(q) or kernel.too_large(q, _tiling(q, k))
+    reason = refusal(q) or kernel.too_large(q, _tiling(q, k))
     return verdict(reason, raise_error, "triton reads q, k and v in place")
 
 

@@ -76,14 +76,9 @@ def selective_scan_fn(
     C = _grouped(C, "C", u, A, last)
     B, C = _as_many_groups(B, C, 2 if last else 1), _as_many_groups(C, B, 2 if last else 1)
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, len(names), last)
-    u, delta, B, C = (each.to(wide).contiguous() for each in (u, delta, B, C))
-    z = None if z is None else z.to(wide).contiguous()
-    A = A.to(state_dtype).contiguous()
-    D, delta_bias, initial_state = (
-        None if each is None else each.to(state_dtype).contiguous()
-        for each in (D, delta_bias, initial_state)
-    )
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    tokens_of = [_ready(each, wide) for each in (u, delta, B, C, z)]
+    rates = [_ready(each, state_dtype) for each in (A, D, delta_bias, initial_state)]
+    tensors = (*tokens_of[:2], rates[0], *tokens_of[2:4], rates[1], tokens_of[4], *rates[2:])
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     out, _, last_state = selective_scan_forward(
         *tensors, delta_softplus, ",".join(names), tokens, last, out_dtype, save,
@@ -108,6 +103,13 @@ def _widest(*tensors: Tensor | None) -> torch.dtype:
     for dtype in dtypes[1:]:
         wide = torch.promote_types(wide, dtype)
     return wide
+
+
+def _ready(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Contiguous, in a dtype; itself where it is so, which costs nothing to ask."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 def _grouped(given: Tensor, name: str, u: Tensor, A: Tensor, channels_last: bool) -> Tensor:

@@ -6,6 +6,7 @@ them, so a result may depend on the number of threads in its last bits and never
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,7 @@ def _has_kind(dtype: torch.dtype) -> bool:
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _shares(scan: Any) -> list[pool.Share]:
@@ -58,7 +59,7 @@ def _scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial_state: Tensor | None, out: Tensor | None,
     checkpoints: Tensor, last_state: Tensor | None, out_dtype: torch.dtype,
-    delta_softplus: bool, orders: int, channels_last: bool,
+    delta_softplus: bool, orders: int, room: int, channels_last: bool,
 ) -> Any:  # fmt: skip
     """The call as the kernels take it."""
     from medplat_kernels.vector_memory import KINDS
@@ -70,7 +71,7 @@ def _scan(
     groups = B.shape[2 if channels_last else 1] // orders
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, out, checkpoints, last_state)
     sizes = (batch, orders, channels, groups, A.shape[1], length, KINDS[u.dtype], KINDS[out_dtype])
-    switches = (delta_softplus, channels_last, given == channels)
+    switches = (delta_softplus, channels_last, given == channels, room)
     return Scan._make((*map(_address, tensors), *sizes, *map(int, switches)))
 
 
@@ -100,30 +101,41 @@ def forward(
     width = rows // len(orders)
     # Orders add to the output one after another: in float32, whatever it becomes in the end.
     kept = out_dtype if len(orders) == 1 else torch.float32
-    out = u.new_empty(
-        (batch, length, width) if channels_last else (batch, width, length), dtype=kept
-    )
-    checkpoints = A.new_empty(checkpoint_size(batch, rows, states, length) if save else 0)
-    last_state = A.new_empty(batch, rows, states)
+    shape = (batch, length, width) if channels_last else (batch, width, length)
+    out = torch.empty(shape, dtype=kept)
+    checkpoints = torch.empty(checkpoint_size(batch, rows, states, length) if save else 0)
+    last_state = torch.empty(batch, rows, states)
+    walks, room = _walks(orders, grid, channels_last)
     scan = _scan(
         u, delta, A, B, C, D, z, delta_bias, initial_state, out, checkpoints, last_state, kept,
-        delta_softplus, len(orders), channels_last,
+        delta_softplus, len(orders), room, channels_last,
     )  # fmt: skip
-    walks = _walks(orders, grid)
     shares = _shares(scan)
-    scratch = torch.empty(len(shares), _largest(scratch_size, scan, shares))
+    scratch, memory = _scratch(_largest(scratch_size, scan, shares), len(shares))
 
     def work(worker: int) -> None:
-        share, memory = shares[worker], scratch[worker].data_ptr()
-        forward_kernel(scan, walks, np.empty(CHECKPOINT_STEPS, np.int64), memory, *share[:4])
+        places = np.empty(CHECKPOINT_STEPS, np.int64)
+        forward_kernel(scan, walks, places, memory[worker], *shares[worker][:4])
 
     pool.run(work, len(shares))
+    del scratch
     return out.to(out_dtype), checkpoints, last_state
 
 
-def _walks(orders: tuple[ScanOrder, ...], grid: tuple[int, ...]) -> Any:
-    """Rows, columns and direction of each order, int64 (orders, 3)."""
-    return np.array([(*each.walk(grid), each.reverse) for each in orders], dtype=np.int64)
+@functools.lru_cache(256)
+def _walks(
+    orders: tuple[ScanOrder, ...], grid: tuple[int, ...], channels_last: bool
+) -> tuple[Any, int]:
+    """Of each order rows, columns, direction and steps of a band, int64 (orders, 4).
+
+    And the steps of the largest tile.
+    """
+    from medplat_kernels.vector_tiles import band_steps
+
+    walks = [(*each.walk(grid), each.reverse) for each in orders]
+    bands = [band_steps(*one[:2], channels_last) for one in walks]
+    rows = [(*one, band) for one, band in zip(walks, bands, strict=True)]
+    return np.array(rows, dtype=np.int64), max(CHECKPOINT_STEPS, *bands)
 
 
 def _largest(size: Callable[[Any, int], int], scan: Any, shares: list[pool.Share]) -> int:
@@ -157,9 +169,10 @@ def backward(
     from .numba_backward import backward_kernel, scratch_size
     from .numba_tiles import Gradients
 
+    walks, room = _walks(orders, grid, channels_last)
     scan = _scan(
         u, delta, A, B, C, D, z, delta_bias, initial_state, None, checkpoints, None,
-        grad_out.dtype, delta_softplus, len(orders), channels_last,
+        grad_out.dtype, delta_softplus, len(orders), room, channels_last,
     )  # fmt: skip
     shares = _shares(scan)
     over_batch, over_tiles = shares[-1].part_of_batch + 1, shares[-1].part_of_tiles + 1
@@ -169,31 +182,42 @@ def backward(
     dz = None if z is None else torch.empty_like(z, dtype=gathered)
     ddelta = torch.empty_like(delta)
     dstate = None if initial_state is None else torch.empty_like(initial_state)
-    dA = A.new_zeros(over_batch, *A.shape)
-    dD, dbias = (
-        None if each is None else each.new_zeros(over_batch, *each.shape)
-        for each in (D, delta_bias)
+    dA, dD, dbias = (
+        None if each is None else torch.zeros(over_batch, *each.shape)
+        for each in (A, D, delta_bias)
     )
     dB, dC = (torch.zeros(over_tiles, *each.shape) for each in (B, C))
     tensors = (grad_out, grad_last_state, du, ddelta, dA, dB, dC, dD, dz, dbias, dstate)
     grad = Gradients._make((*map(_address, tensors), KINDS[du.dtype], KINDS[gathered]))
-    walks = _walks(orders, grid)
-    scratch = torch.empty(len(shares), _largest(scratch_size, scan, shares))
+    scratch, memory = _scratch(_largest(scratch_size, scan, shares), len(shares))
 
     def work(worker: int) -> None:
-        share, memory = shares[worker], scratch[worker].data_ptr()
-        backward_kernel(scan, grad, walks, np.empty(CHECKPOINT_STEPS, np.int64), memory, *share)
+        places = np.empty(CHECKPOINT_STEPS, np.int64)
+        backward_kernel(scan, grad, walks, places, memory[worker], *shares[worker])
 
     pool.run(work, len(shares))
+    del scratch
     return (
-        du.to(u.dtype), ddelta, _total(dA), _total(dB).to(B.dtype), _total(dC).to(C.dtype),
-        None if dD is None else _total(dD), None if dz is None else dz.to(u.dtype),
-        None if dbias is None else _total(dbias), dstate,
+        _as(du, u), ddelta, _total(dA), _as(_total(dB), B), _as(_total(dC), C),
+        _total(dD), _as(dz, u), _total(dbias), dstate,
     )  # fmt: skip
 
 
-def _total(parts: Tensor) -> Tensor:
+def _scratch(size: int, count: int) -> tuple[Tensor, range]:
+    """Memory for `count` workers, `size` float32s each, and the address of every part."""
+    memory, first = torch.empty(count * size), 4 * size
+    return memory, range(memory.data_ptr(), memory.data_ptr() + count * first, first)
+
+
+def _as(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == like.dtype else tensor.to(like.dtype)
+
+
+def _total(parts: Tensor | None) -> Tensor | None:
     """Sum of the workers' parts, in their order, in the memory of the first."""
-    for part in parts[1:]:
-        parts[0].add_(part)
-    return parts[0]
+    if parts is None:
+        return None
+    total = parts[0]
+    for part in range(1, len(parts)):
+        total.add_(parts[part])
+    return total

@@ -1,15 +1,16 @@
 """Backward pass of the selective scan in numba.
 
-Chunks are taken from the last to the first. In each, states and decays are recomputed from the
-checkpoint, a block of states at a time, and the block then runs backwards while they are in the
-cache. With g_t the gradient of h_t that later steps send back,
+Tiles, and their chunks of 64 steps, are taken from the last to the first. In each chunk, states and
+decays are recomputed from the checkpoint, a block of states at a time, and the block then runs
+backwards while they are in the cache. With g_t the gradient of h_t that later steps send back,
 
     dh_t = gy_t C_t + g_t               g_{t-1} = a_t dh_t         a_t = exp(dt_t A)
     dC_t = gy_t h_t                     dB_t = dh_t dt_t u_t       summed over the channels
     du_t = dt_t dh_t . B_t + D gy_t     dA = sum_t w_t dt_t        w_t = a_t dh_t h_{t-1}
     d(dt_t) = u_t dh_t . B_t + w_t . A
 
-dB and dC are summed lane by lane over a worker's channel tiles, and across lanes once a chunk.
+dB and dC are summed across the lanes as they come, LANES vectors at a time: summed lane by lane
+over the tiles they would be too large for the first cache.
 w_t uses the stored h_{t-1}: h_t - dt_t B_t u_t would be rounding noise where decay is strong.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from medplat_kernels.vector_memory import FLOAT32, read_block
+from medplat_kernels.vector_memory import FLOAT32, load_element, store_element
 from medplat_kernels.vector_tiles import (
     STEPS,
     TILE_BYTES,
@@ -28,7 +29,6 @@ from medplat_kernels.vector_tiles import (
     put_state,
     read,
     tiles_in_step,
-    walk_chunk,
     write,
 )
 from medplat_kernels.vectors import (
@@ -57,6 +57,8 @@ from .numba_tiles import (
     read_states,
     states_from,
     take_checkpoint,
+    tiles_of,
+    walk_tile,
     write_states,
 )
 
@@ -83,8 +85,9 @@ class _Memory(NamedTuple):
         C: C, then dC summed over the lanes.
         before: h_{t-1} of a block of states.
         decays: a_t of a block of states.
-        dB: dB lane by lane, [step][state][lane] for each block of states.
-        dC: dC lane by lane.
+        products: Vectors that are to be summed across their lanes.
+        dB: Sums for dB, [step][state] for each block of states of 64 steps.
+        dC: Sums for dC.
         state: States at the beginning of the chunk.
         kept: What each channel tile keeps over a sequence, see `_Kept`.
     """
@@ -102,6 +105,7 @@ class _Memory(NamedTuple):
     C: int
     before: int
     decays: int
+    products: int
     dB: int
     dC: int
     state: int
@@ -120,24 +124,27 @@ class _Kept(NamedTuple):
 
 def scratch_size(scan: Scan, tiles: int) -> int:
     """float32s of scratch memory that a worker with `tiles` channel tiles needs."""
-    of_steps = TILES + 2 * -(-scan.states // LANES) + 2 * STATES_AT_ONCE + 2 * scan.states
-    return LANES * (STEPS * of_steps + scan.states + tiles * (3 * scan.states + 4))
+    of_room = TILES + 2 * -(-scan.states // LANES)
+    of_tiles = LANES + scan.states + tiles * (3 * scan.states + 4)
+    of_chunk = 2 * STEPS * (LANES * STATES_AT_ONCE + scan.states)
+    return LANES * (scan.room * of_room + of_tiles) + of_chunk
 
 
 @device
 def _lay_out(scan: Scan, scratch: int) -> _Memory:
-    of_states = (scan.states + LANES - 1) // LANES * TILE_BYTES
+    tile = scan.room * VECTOR_BYTES
+    of_states = (scan.states + LANES - 1) // LANES * tile
     of_block = STATES_AT_ONCE * TILE_BYTES
-    of_lanes = scan.states * TILE_BYTES
-    B = scratch + TILES * TILE_BYTES
+    of_sums = 4 * scan.states * STEPS
+    B = scratch + TILES * tile
     before = B + 2 * of_states
-    dB = before + 2 * of_block
-    state = dB + 2 * of_lanes
+    products = before + 2 * of_block
+    dB = products + LANES * VECTOR_BYTES
+    state = dB + 2 * of_sums
     return _Memory(
-        scratch, scratch + TILE_BYTES, scratch + 2 * TILE_BYTES, scratch + 3 * TILE_BYTES,
-        scratch + 4 * TILE_BYTES, scratch + 5 * TILE_BYTES, scratch + 6 * TILE_BYTES,
-        scratch + 7 * TILE_BYTES, scratch + 8 * TILE_BYTES,
-        B, B + of_states, before, before + of_block, dB, dB + of_lanes,
+        scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile, scratch + 4 * tile,
+        scratch + 5 * tile, scratch + 6 * tile, scratch + 7 * tile, scratch + 8 * tile,
+        B, B + of_states, before, before + of_block, products, dB, dB + of_sums,
         state, state + scan.states * VECTOR_BYTES,
     )  # fmt: skip
 
@@ -152,46 +159,62 @@ def _kept_by(scan: Scan, memory: _Memory, tile: int) -> _Kept:
     return _Kept(own, dA, dbias, dbias + VECTOR_BYTES, dbias + 2 * VECTOR_BYTES)
 
 
+@device
+def _add_sums(products: int, sums: int, at: int) -> None:
+    """Adds, from element `at` of `sums` on, the sums across their lanes of LANES vectors."""
+    store(sums, at, load(sums, at, 1) + lane_sums(products, 0, LANES))
+
+
 def _recompute(rows: int) -> Any:
+    together = LANES // rows
+
     @device
-    def recompute(memory: _Memory, kept: _Kept, n: int, steps: int) -> None:
+    def recompute(scan: Scan, memory: _Memory, kept: _Kept, n: int, first: int, steps: int) -> None:
         """The forward pass of states n .. n + rows; keeps h_{t-1} and decays, adds to dC."""
         x, dt, gy, y = memory.x, memory.dt, memory.gy, memory.y
-        B, C = states_from(memory.B, n), states_from(memory.C, n)
-        before, decays, dC = memory.before, memory.decays, memory.dC + n * TILE_BYTES
+        B, C = states_from(scan, memory.B, n), states_from(scan, memory.C, n)
+        before, decays = memory.before, memory.decays
+        products, dC = memory.products, memory.dC + 4 * n * STEPS
         rate = load(kept.parameters, n * LANES, rows)
         h = load(memory.state, n * LANES, rows)
-        for t in range(steps):
-            i, j = t * LANES, t * rows * LANES
-            decay = exp2(load(dt, i, 1) * rate)
-            store(decays, j, decay)
-            store(before, j, h)
-            h = fma(decay, h, load(x, i, 1) * spread(B, i, rows))
-            store(y, i, dot(h, spread(C, i, rows), load(y, i, 1)))
-            store(dC, j, fma(load(gy, i, 1), h, load(dC, j, rows)))
+        for start in range(0, steps, together):
+            for t in range(start, min(start + together, steps)):
+                i, j = (first + t) * LANES, t * rows * LANES
+                decay = exp2(load(dt, i, 1) * rate)
+                store(decays, j, decay)
+                store(before, j, h)
+                h = fma(decay, h, load(x, i, 1) * spread(B, i, rows))
+                store(y, i, dot(h, spread(C, i, rows), load(y, i, 1)))
+                store(products, (t - start) * rows * LANES, load(gy, i, 1) * h)
+            _add_sums(products, dC, start * rows)
 
     return recompute
 
 
 def _reverse(rows: int) -> Any:
+    together = LANES // rows
+
     @device
-    def reverse(memory: _Memory, kept: _Kept, n: int, steps: int) -> None:
+    def reverse(scan: Scan, memory: _Memory, kept: _Kept, n: int, first: int, steps: int) -> None:
         """The backward pass of the same states; adds to dB, dh . B, w . A and dA."""
         x, dt, gy, dhB, wA = memory.x, memory.dt, memory.gy, memory.dhB, memory.wA
-        B, C = states_from(memory.B, n), states_from(memory.C, n)
-        before, decays, dB = memory.before, memory.decays, memory.dB + n * TILE_BYTES
+        B, C = states_from(scan, memory.B, n), states_from(scan, memory.C, n)
+        before, decays = memory.before, memory.decays
+        products, dB = memory.products, memory.dB + 4 * n * STEPS
         rate = load(kept.parameters, n * LANES, rows)
         g = load(kept.later, n * LANES, rows)
         dA = fill(0.0, rows)
-        for t in range(steps - 1, -1, -1):
-            i, j = t * LANES, t * rows * LANES
-            dh = fma(load(gy, i, 1), spread(C, i, rows), g)
-            store(dB, j, fma(dh, load(x, i, 1), load(dB, j, rows)))
-            store(dhB, i, dot(dh, spread(B, i, rows), load(dhB, i, 1)))
-            g = dh * load(decays, j, rows)
-            w = g * load(before, j, rows)
-            store(wA, i, dot(w, rate, load(wA, i, 1)))
-            dA = fma(w, load(dt, i, 1), dA)
+        for start in range((steps - 1) // together * together, -1, -together):
+            for t in range(min(start + together, steps) - 1, start - 1, -1):
+                i, j = (first + t) * LANES, t * rows * LANES
+                dh = fma(load(gy, i, 1), spread(C, i, rows), g)
+                store(products, (t - start) * rows * LANES, dh * load(x, i, 1))
+                store(dhB, i, dot(dh, spread(B, i, rows), load(dhB, i, 1)))
+                g = dh * load(decays, j, rows)
+                w = g * load(before, j, rows)
+                store(wA, i, dot(w, rate, load(wA, i, 1)))
+                dA = fma(w, load(dt, i, 1), dA)
+            _add_sums(products, dB, start * rows)
         store(kept.later, n * LANES, g)
         store(kept.dA, n * LANES, load(kept.dA, n * LANES, rows) + dA)
 
@@ -289,32 +312,22 @@ def _write_tile(
 
 
 @device
-def _scan_tile(
-    scan: Scan, grad: Gradients, memory: _Memory, kept: _Kept, batch: int, order: int,
-    channel: int, lanes: int, walk: Walk,
+def _scan_chunk(
+    scan: Scan, memory: _Memory, kept: _Kept, batch: int, order: int, channel: int, lanes: int,
+    walk: Walk, first: int,
 ) -> None:  # fmt: skip
-    """One chunk of one channel tile, from the tensors to the gradients."""
-    rows, row, N = scan.orders * scan.channels, order * scan.channels + channel, scan.states
-    if scan.shared:
-        read(scan.u, scan.kind, batch, scan.channels, channel, lanes, walk, memory.u)
-    else:
-        read(scan.u, scan.kind, batch, rows, row, lanes, walk, memory.u)
-    read(scan.delta, scan.kind, batch, rows, row, lanes, walk, memory.raw)
-    read(grad.out, scan.out_kind, batch, scan.channels, channel, lanes, walk, memory.gy)
-    if scan.z != 0:
-        read(scan.z, scan.kind, batch, scan.channels, channel, lanes, walk, memory.z)
-    _enter(scan, memory, kept.parameters, walk.steps)
-    n = 0
-    while n + STATES_AT_ONCE <= N:
-        _recompute_block(memory, kept, n, walk.steps)
-        _reverse_block(memory, kept, n, walk.steps)
+    """At most 64 steps of a tile, from its step `first` on."""
+    steps, n = min(STEPS, walk.steps - first), 0
+    chunk = (walk.first + first) // STEPS
+    take_checkpoint(scan, batch, order, chunk, channel, lanes, memory.state)
+    while n + STATES_AT_ONCE <= scan.states:
+        _recompute_block(scan, memory, kept, n, first, steps)
+        _reverse_block(scan, memory, kept, n, first, steps)
         n += STATES_AT_ONCE
-    while n < N:
-        _recompute_one(memory, kept, n, walk.steps)
-        _reverse_one(memory, kept, n, walk.steps)
+    while n < scan.states:
+        _recompute_one(scan, memory, kept, n, first, steps)
+        _reverse_one(scan, memory, kept, n, first, steps)
         n += 1
-    _leave(scan, memory, kept, walk.steps)
-    _write_tile(scan, grad, memory, batch, order, channel, lanes, walk)
 
 
 @device
@@ -324,20 +337,53 @@ def _clear(address: int, vectors: int) -> None:
 
 
 @device
-def _sum_lanes(lanewise: int, states: int, tile: int, spare: int) -> None:
-    """From dB or dC lane by lane to tiles like those of B: the sum over the lanes."""
-    in_blocks = states // STATES_AT_ONCE * STATES_AT_ONCE
-    for n in range(states):
+def _put_sums(scan: Scan, sums: int, tile: int) -> None:
+    """Puts sums for dB or dC into tiles like those of B."""
+    in_blocks = scan.states // STATES_AT_ONCE * STATES_AT_ONCE
+    for n in range(scan.states):
         rows = STATES_AT_ONCE if n < in_blocks else 1
-        block = lanewise + n // rows * rows * TILE_BYTES
-        for t in range(0, STEPS, LANES):
-            sums = lane_sums(block, (t * rows + n % rows) * LANES, rows * LANES)
-            store(spare, n % LANES * STEPS + t, sums)
-        if n % LANES == LANES - 1 or n == states - 1:
-            target = states_from(tile, n // LANES * LANES)
-            for t in range(0, STEPS, LANES):
-                lanes = n % LANES + 1
-                read_block(spare, t, STEPS, lanes, FLOAT32, 0, target, t * LANES, LANES)
+        source, target = n // rows * rows * STEPS + n % rows, states_from(scan, tile, n)
+        for t in range(STEPS):
+            store_element(
+                target, t * LANES, load_element(sums, source + t * rows, FLOAT32), FLOAT32
+            )
+
+
+@device
+def _put_chunk(scan: Scan, memory: _Memory, first: int) -> None:
+    """Puts the sums of a chunk, from step `first` on, in the place of its B and C."""
+    _put_sums(scan, memory.dB, memory.B + first * VECTOR_BYTES)
+    _put_sums(scan, memory.dC, memory.C + first * VECTOR_BYTES)
+
+
+@device
+def _scan_tile(
+    scan: Scan, grad: Gradients, memory: _Memory, kept: _Kept, batch: int, order: int,
+    channel: int, lanes: int, walk: Walk,
+) -> None:  # fmt: skip
+    """One tile, from the tensors to the gradients.
+
+    The sums over its channels are left in `memory`, but for a band, which has more than one chunk:
+    in the tiles of B and C.
+    """
+    rows, row = scan.orders * scan.channels, order * scan.channels + channel
+    if scan.shared:
+        read(scan.u, scan.kind, batch, scan.channels, channel, lanes, walk, memory.u)
+    else:
+        read(scan.u, scan.kind, batch, rows, row, lanes, walk, memory.u)
+    read(scan.delta, scan.kind, batch, rows, row, lanes, walk, memory.raw)
+    read(grad.out, scan.out_kind, batch, scan.channels, channel, lanes, walk, memory.gy)
+    if scan.z != 0:
+        read(scan.z, scan.kind, batch, scan.channels, channel, lanes, walk, memory.z)
+    _enter(scan, memory, kept.parameters, walk.steps)
+    last = (walk.steps - 1) // STEPS * STEPS
+    for first in range(last, -1, -STEPS):
+        _scan_chunk(scan, memory, kept, batch, order, channel, lanes, walk, first)
+        if walk.rows > 1:
+            _put_chunk(scan, memory, first)
+            _clear(memory.dB, 2 * STEPS * scan.states // LANES)
+    _leave(scan, memory, kept, walk.steps)
+    _write_tile(scan, grad, memory, batch, order, channel, lanes, walk)
 
 
 @device
@@ -345,13 +391,13 @@ def _write_group(
     scan: Scan, grad: Gradients, memory: _Memory, batch: int, order: int, group: int, walk: Walk,
     part: int, add: bool,
 ) -> None:  # fmt: skip
-    """Writes dB and dC of a chunk of one group, or adds to what other channel tiles gave."""
+    """Writes dB and dC of a tile of one group, or adds to what other channel tiles gave."""
     if group < 0:
         return
     size = 4 * scan.batch * scan.orders * scan.groups * scan.states * scan.length
     dB, dC, spare = grad.B + part * size, grad.C + part * size, memory.u
-    _sum_lanes(memory.dB, scan.states, memory.B, spare)
-    _sum_lanes(memory.dC, scan.states, memory.C, spare)
+    if walk.rows <= 1:
+        _put_chunk(scan, memory, 0)
     if add:
         add_states(scan, dB, batch, order, group, walk, memory.B, spare)
         add_states(scan, dC, batch, order, group, walk, memory.C, spare)
@@ -396,10 +442,10 @@ def _scan_sequence(
     scan: Scan, grad: Gradients, orders: Any, places: Any, memory: _Memory, batch: int, order: int,
     first_tile: int, last_tile: int, part_of_A: int, part_of_B: int, add: bool,
 ) -> None:  # fmt: skip
-    """One order of one batch entry, from the last chunk to the first, over some channel tiles."""
+    """One order of one batch entry, from the last tile to the first, over some channel tiles."""
     _begin(scan, grad, memory, batch, order, first_tile, last_tile)
-    for chunk in range((scan.length + STEPS - 1) // STEPS - 1, -1, -1):
-        walk = walk_chunk(orders, order, chunk, scan.length, scan.channels_last, places, True)
+    for number in range(tiles_of(scan, orders, order) - 1, -1, -1):
+        walk = walk_tile(scan, orders, order, number, places, True)
         loaded = -1
         for tile in range(first_tile, last_tile):
             group, channel, lanes = locate(scan, tile)
@@ -407,9 +453,8 @@ def _scan_sequence(
                 _write_group(scan, grad, memory, batch, order, loaded, walk, part_of_B, add)
                 read_states(scan, scan.B, batch, order, group, walk, memory.B)
                 read_states(scan, scan.C, batch, order, group, walk, memory.C)
-                _clear(memory.dB, 2 * STEPS * scan.states)
+                _clear(memory.dB, 2 * STEPS * scan.states // LANES)
                 loaded = group
-            take_checkpoint(scan, batch, order, chunk, channel, lanes, memory.state)
             kept = _kept_by(scan, memory, tile - first_tile)
             _scan_tile(scan, grad, memory, kept, batch, order, channel, lanes, walk)
         _write_group(scan, grad, memory, batch, order, loaded, walk, part_of_B, add)

@@ -1,7 +1,7 @@
 """Forward pass of the selective scan in numba.
 
-For each chunk of 64 steps and each tile of LANES channels, softplus, bias and skip run over the
-tile once; then the states go through it in blocks held in registers; then the gate.
+For each tile of LANES channels, softplus, bias and skip run over its steps once; then the states
+go through them, 64 steps at a time, in blocks held in registers; then the gate.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 
 from medplat_kernels.vector_tiles import (
     STEPS,
-    TILE_BYTES,
     VECTOR_BYTES,
     Walk,
     get_state,
     put_state,
     read,
     tiles_in_step,
-    walk_chunk,
     write,
 )
 from medplat_kernels.vectors import (
@@ -41,6 +39,8 @@ from .numba_tiles import (
     read_states,
     save_checkpoint,
     states_from,
+    tiles_of,
+    walk_tile,
 )
 
 STATES_AT_ONCE = 4
@@ -62,16 +62,17 @@ class _Memory(NamedTuple):
 def scratch_size(scan: Scan, tiles: int) -> int:
     """float32s of scratch memory that a worker with `tiles` channel tiles needs."""
     of_states = -(-scan.states // LANES)
-    return LANES * (STEPS * (4 + 2 * of_states) + tiles * (2 * scan.states + 2))
+    return LANES * (scan.room * (4 + 2 * of_states) + tiles * (2 * scan.states + 2))
 
 
 @device
 def _lay_out(scan: Scan, scratch: int, tiles: int) -> _Memory:
-    of_states = (scan.states + LANES - 1) // LANES * TILE_BYTES
-    B = scratch + 4 * TILE_BYTES
+    tile = scan.room * VECTOR_BYTES
+    of_states = (scan.states + LANES - 1) // LANES * tile
+    B = scratch + 4 * tile
     parameters = B + 2 * of_states
     return _Memory(
-        scratch, scratch + TILE_BYTES, scratch + 2 * TILE_BYTES, scratch + 3 * TILE_BYTES,
+        scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile,
         B, B + of_states, parameters, parameters + tiles * (scan.states + 2) * VECTOR_BYTES,
     )  # fmt: skip
 
@@ -87,10 +88,13 @@ def _kept_by(scan: Scan, memory: _Memory, tile: int) -> tuple[int, int]:
 
 def _advance(rows: int) -> Any:
     @device
-    def advance(memory: _Memory, parameters: int, state: int, n: int, steps: int) -> None:
-        """Takes states n .. n + rows through a tile: h = exp(dt A) h + B x, y += C h."""
-        x, dt, y = memory.x, memory.dt, memory.y
-        B, C = states_from(memory.B, n), states_from(memory.C, n)
+    def advance(
+        scan: Scan, memory: _Memory, parameters: int, state: int, n: int, first: int, steps: int
+    ) -> None:
+        """Takes states n .. n + rows through steps: h = exp(dt A) h + B x, y += C h."""
+        at = first * VECTOR_BYTES
+        x, dt, y = memory.x + at, memory.dt + at, memory.y + at
+        B, C = states_from(scan, memory.B + at, n), states_from(scan, memory.C + at, n)
         rate = load(parameters, n * LANES, rows)
         h = load(state, n * LANES, rows)
         for i in range(0, steps * LANES, LANES):
@@ -145,7 +149,7 @@ def _scan_tile(
     scan: Scan, memory: _Memory, batch: int, order: int, channel: int, lanes: int, walk: Walk,
     parameters: int, state: int,
 ) -> None:  # fmt: skip
-    """One chunk of one channel tile, from the tensors to the output."""
+    """One tile, from the tensors to the output."""
     rows = scan.orders * scan.channels
     row = order * scan.channels + channel
     if scan.shared:
@@ -154,13 +158,18 @@ def _scan_tile(
         read(scan.u, scan.kind, batch, rows, row, lanes, walk, memory.x)
     read(scan.delta, scan.kind, batch, rows, row, lanes, walk, memory.dt)
     _enter(scan, memory, parameters, walk.steps)
-    n = 0
-    while n + STATES_AT_ONCE <= scan.states:
-        _advance_block(memory, parameters, state, n, walk.steps)
-        n += STATES_AT_ONCE
-    while n < scan.states:
-        _advance_one(memory, parameters, state, n, walk.steps)
-        n += 1
+    for first in range(0, walk.steps, STEPS):
+        steps = min(STEPS, walk.steps - first)
+        if scan.checkpoints != 0:
+            chunk = (walk.first + first) // STEPS
+            save_checkpoint(scan, batch, order, chunk, channel, lanes, state)
+        n = 0
+        while n + STATES_AT_ONCE <= scan.states:
+            _advance_block(scan, memory, parameters, state, n, first, steps)
+            n += STATES_AT_ONCE
+        while n < scan.states:
+            _advance_one(scan, memory, parameters, state, n, first, steps)
+            n += 1
     _leave(scan, memory, batch, order, channel, lanes, walk)
 
 
@@ -194,10 +203,10 @@ def _scan_sequence(
     scan: Scan, orders: Any, places: Any, memory: _Memory, batch: int, order: int,
     first_tile: int, last_tile: int,
 ) -> None:  # fmt: skip
-    """One order of one batch entry, chunk by chunk over some channel tiles."""
+    """One order of one batch entry over some channel tiles."""
     _begin(scan, memory, batch, order, first_tile, last_tile)
-    for chunk in range((scan.length + STEPS - 1) // STEPS):
-        walk = walk_chunk(orders, order, chunk, scan.length, scan.channels_last, places, False)
+    for number in range(tiles_of(scan, orders, order)):
+        walk = walk_tile(scan, orders, order, number, places, False)
         loaded = -1
         for tile in range(first_tile, last_tile):
             group, channel, lanes = locate(scan, tile)
@@ -206,8 +215,6 @@ def _scan_sequence(
                 read_states(scan, scan.C, batch, order, group, walk, memory.C)
                 loaded = group
             parameters, state = _kept_by(scan, memory, tile - first_tile)
-            if scan.checkpoints != 0:
-                save_checkpoint(scan, batch, order, chunk, channel, lanes, state)
             _scan_tile(scan, memory, batch, order, channel, lanes, walk, parameters, state)
     _end(scan, memory, batch, order, first_tile, last_tile)
 
@@ -221,6 +228,8 @@ def forward_kernel(
     memory = _lay_out(scan, scratch, last_tile - first_tile)
     for sequence in range(first_batch * scan.orders, last_batch * scan.orders):
         batch, order = sequence // scan.orders, sequence % scan.orders
-        tiles = tiles_in_step(orders, order, scan.channels_last, last_tile - first_tile)
+        tiles = last_tile - first_tile
+        if orders[order, 3] == 0:
+            tiles = tiles_in_step(orders, order, scan.channels_last, tiles)
         for tile in range(first_tile, last_tile, tiles):
             _scan_sequence(scan, orders, places, memory, batch, order, tile, tile + tiles)

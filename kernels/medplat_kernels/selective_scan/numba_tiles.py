@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medplat_kernels.vector_memory import FLOAT32, load_element, store_element
 from medplat_kernels.vector_tiles import (
     STEPS,
-    TILE_BYTES,
     VECTOR_BYTES,
     Walk,
     get_state,
     put_state,
     read,
+    walk_band,
+    walk_chunk,
     write,
 )
 from medplat_kernels.vectors import LANES, device, load, store
@@ -24,7 +25,7 @@ class Scan(NamedTuple):
     """One call: addresses of its tensors (0 for an absent one), its sizes and its switches.
 
     Shapes are those of the package's docstring. `channels` is D, that of one order; `groups` that
-    of one order too.
+    of one order too. `room` is the number of steps of the largest tile.
     """
 
     u: int
@@ -50,6 +51,7 @@ class Scan(NamedTuple):
     softplus: int
     channels_last: int
     shared: int
+    room: int
 
 
 class Gradients(NamedTuple):
@@ -71,9 +73,24 @@ class Gradients(NamedTuple):
 
 
 @device
-def states_from(tile: int, n: int) -> int:
+def walk_tile(scan: Scan, orders: Any, order: int, number: int, places: Any, back: bool) -> Walk:
+    """The steps of tile `number` of a sequence: 64, or a band."""
+    if orders[order, 3] > 0:
+        return walk_band(orders, order, number, scan.length, places)
+    return walk_chunk(orders, order, number, scan.length, scan.channels_last, places, back)
+
+
+@device
+def tiles_of(scan: Scan, orders: Any, order: int) -> int:
+    """Number of tiles of a sequence."""
+    steps: int = max(STEPS, orders[order, 3])
+    return (scan.length + steps - 1) // steps
+
+
+@device
+def states_from(scan: Scan, tile: int, n: int) -> int:
     """Address of state n at step 0 in the tiles of B or C: LANES states a tile."""
-    return tile + n // LANES * TILE_BYTES + 4 * (n % LANES)
+    return tile + n // LANES * scan.room * VECTOR_BYTES + 4 * (n % LANES)
 
 
 @device
@@ -95,7 +112,7 @@ def read_states(
     first = (order * scan.groups + group) * scan.states
     for n in range(0, scan.states, LANES):
         lanes = min(LANES, scan.states - n)
-        read(source, scan.kind, batch, total, first + n, lanes, walk, states_from(tile, n))
+        read(source, scan.kind, batch, total, first + n, lanes, walk, states_from(scan, tile, n))
 
 
 @device
@@ -106,7 +123,7 @@ def add_states(
     total = scan.orders * scan.groups * scan.states
     first = (order * scan.groups + group) * scan.states
     for n in range(0, scan.states, LANES):
-        lanes, target = min(LANES, scan.states - n), states_from(tile, n)
+        lanes, target = min(LANES, scan.states - n), states_from(scan, tile, n)
         read(source, FLOAT32, batch, total, first + n, lanes, walk, spare)
         for i in range(0, walk.steps * LANES, LANES):
             store(target, i, load(target, i, 1) + load(spare, i, 1))
@@ -121,7 +138,7 @@ def write_states(
     first = (order * scan.groups + group) * scan.states
     for n in range(0, scan.states, LANES):
         lanes = min(LANES, scan.states - n)
-        write(target, FLOAT32, batch, total, first + n, lanes, walk, states_from(tile, n))
+        write(target, FLOAT32, batch, total, first + n, lanes, walk, states_from(scan, tile, n))
 
 
 @device

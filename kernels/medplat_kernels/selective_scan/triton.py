@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medplat_kernels.attention_triton import refusal
 from medplat_kernels.dispatch import Verdict, verdict
 from medplat_kernels.scan_orders import ScanOrder
+from medplat_kernels.triton_device import refusal
 
 from .ops import CHECKPOINT_STEPS
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medplat_kernels import attention_triton
 from medplat_kernels.dispatch import Verdict, verdict
+from medplat_kernels.triton_device import refusal
 
 WIDEST = 1024
 BLOCK_T, BLOCK_N = 16, 16
@@ -20,7 +21,7 @@ def can_run(
     t: Tensor, v: Tensor, temperature: Tensor, mask: Any, *, raise_error: bool = False
 ) -> Verdict:
     """On CUDA devices from compute capability 8.0, and in Triton's interpreter."""
-    reason = attention_triton.refusal(v)
+    reason = refusal(v)
     if not reason and v.shape[-1] > WIDEST:
         reason = f"triton similarity attention takes tokens of {WIDEST} at most, got {v.shape[-1]}"
     return verdict(reason, raise_error, "triton makes the map and the pooling in one walk")

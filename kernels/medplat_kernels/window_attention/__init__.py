@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, empty  # not torch: a backend of this package has that name
 
 from medplat_kernels.attention_ops import check, check_bias, register
-from medplat_kernels.windows import PLACES, sides
+from medplat_kernels.windows import PLACES, along
 
 __all__ = ["example", "window_attention"]
 
@@ -57,10 +57,10 @@ def window_attention(
     if q.shape != k.shape:
         raise ValueError(f"q and k differ in shape: {tuple(q.shape)} and {tuple(k.shape)}")
     dims = q.dim() - 3
-    side = sides("window", window, dims)
-    by = (shift,) * dims if isinstance(shift, int) else tuple(shift)
-    if len(by) != dims or any(not 0 <= s < w for s, w in zip(by, side, strict=True)):
-        raise ValueError(f"shift must be from 0 to window - 1 along {dims} axes, got {shift}")
+    side = along("window", window, dims)
+    by = along("shift", shift, dims, least=0)
+    if any(s >= w for s, w in zip(by, side, strict=True)):
+        raise ValueError(f"shift must be smaller than the window {side}, got {shift}")
     check_bias(q, bias, math.prod(side), math.prod(side))
     return _attend(q, k, v, bias, (side, side, by), scale, backend)
 

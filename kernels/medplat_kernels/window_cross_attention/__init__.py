@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, empty  # not torch: a backend of this package has that name
 
 from medplat_kernels.attention_ops import check, check_bias, register
-from medplat_kernels.windows import PLACES, counts, sides
+from medplat_kernels.windows import PLACES, along, counts
 
 __all__ = ["example", "window_cross_attention"]
 
@@ -54,7 +54,7 @@ def window_cross_attention(
     """
     check(q, k, v, (2, 3))
     dims = q.dim() - 3
-    sides_q, sides_k = sides("window_q", window_q, dims), sides("window_k", window_k, dims)
+    sides_q, sides_k = along("window_q", window_q, dims), along("window_k", window_k, dims)
     number_q, number_k = counts(q.shape[2:-1], sides_q), counts(k.shape[2:-1], sides_k)
     if number_q != number_k:
         raise ValueError(
