@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,28 @@ def _parse(lines: Iterator[list[str]], path: Path) -> tuple[list[str], list[Row]
         rows.append(Row(where, dict(zip(header, texts, strict=True))))
     fail(problems)
     return header, rows
+
+
+def chosen(
+    path: Path, header: Sequence[str], rows: list[Row], where: Mapping[str, str]
+) -> list[Row]:
+    """The rows whose cells hold these texts, column by column.
+
+    Raises:
+        DataError: The table lacks a column of `where`, or no row is left.
+    """
+    fail(
+        [
+            f"{path}:1: no column {column!r} (dataset.where); there are: {', '.join(header)}"
+            for column in where
+            if column not in header
+        ]
+    )
+    kept = [row for row in rows if all(row.cells[column] == text for column, text in where.items())]
+    if rows and not kept:
+        wanted = ", ".join(f"{column} = {text!r}" for column, text in where.items())
+        raise DataError(f"{path}: no line has {wanted} (dataset.where)")
+    return kept
 
 
 def fail(problems: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from medplat.console import warn
 from medplat.errors import DataError
 from medplat.types import Case, Image
-from medplat_datasets._rows import Row, case_problem, fail, read_rows, split_problem
+from medplat_datasets._rows import Row, case_problem, chosen, fail, read_rows, split_problem
 
 
 class Config(BaseModel):
@@ -38,6 +38,9 @@ class Config(BaseModel):
     target_column: str = Field("target", description="Column of the class, where there is one.")
     split_column: str = Field(
         "split", description="Column with train, validation or test, where there is one."
+    )
+    where: Mapping[str, str] = Field(
+        {}, description="Column of the index to text: only the lines that hold these are cases."
     )
     patient_pattern: str | None = Field(
         None, description="Regular expression on the case; its first group is the patient."
@@ -65,6 +68,12 @@ class Config(BaseModel):
                 raise ValueError(f"pattern {pattern!r} needs {wanted} '*'")
             if self.classes and not pattern.startswith("*/"):
                 raise ValueError(f"pattern {pattern!r} must begin with '*/' when classes is true")
+        return self
+
+    @model_validator(mode="after")
+    def _where_has_an_index(self) -> Config:
+        if self.where and self.index is None:
+            raise ValueError("where chooses lines of the index: give index")
         return self
 
     @property
@@ -118,7 +127,7 @@ def _order(config: Config, names: list[str]) -> tuple[list[str], dict[str, Row]]
     fail(_header_problems(config, path, header))
     problems: list[str] = []
     ordered: dict[str, Row] = {}
-    for row in rows:
+    for row in chosen(path, header, rows, config.where):
         key = row.cells[config.case_column]
         wrong = [case_problem(key), split_problem(row.cells.get(config.split_column, ""))]
         if key in ordered:
@@ -131,7 +140,7 @@ def _order(config: Config, names: list[str]) -> tuple[list[str], dict[str, Row]]
     if not ordered:
         raise DataError(f"{path}: the index has no lines below its header")
     left = len(set(names) - set(ordered))
-    if left:
+    if left and not config.where:
         warn(f"{left} of {len(names)} images are not in {path} and are left out")
     return list(ordered), ordered
 

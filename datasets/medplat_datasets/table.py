@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medplat.errors import DataError
 from medplat.types import Case, Image
-from medplat_datasets._rows import Row, case_problem, fail, read_rows, split_problem
+from medplat_datasets._rows import Row, case_problem, chosen, fail, read_rows, split_problem
 
 
 class Config(BaseModel):
@@ -40,6 +40,9 @@ class Config(BaseModel):
         "target", description="Column of the class name, where there is one."
     )
     split_column: str = Field("split", description="Column with train, validation or test, if any.")
+    where: Mapping[str, str] = Field(
+        {}, description="Column to text: only the lines that hold these texts are cases."
+    )
     delimiter: str = Field(",", min_length=1, max_length=1, description="Between the cells.")
 
     @property
@@ -64,7 +67,7 @@ def cases(config: Config) -> list[Case]:
     problems: list[str] = []
     found: list[Case] = []
     first: dict[str, str] = {}
-    for row in rows:
+    for row in chosen(config.file, header, rows, config.where):
         case = _case(row, config)
         problems += [f"{row.where}: {text}" for text in _problems(row, case, config)]
         if case.case in first:

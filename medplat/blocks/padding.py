@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from medplat.errors import DataError
+
 
 def pad_far_end(x: torch.Tensor, multiple: int | Sequence[int]) -> torch.Tensor:
     """Zeros behind the last voxel of each axis, up to the next multiple.
@@ -33,12 +35,29 @@ def crop_to(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x
 
 
-def pad_for_levels(x: torch.Tensor, multiple: int) -> torch.Tensor:
+def pad_for_levels(x: torch.Tensor, multiple: int | Sequence[int]) -> torch.Tensor:
     """`pad_far_end`, and where the coarsest map would be a single voxel, two along the last axis.
 
     Instance normalisation has no meaning on one voxel and torch refuses it.
     """
     padded = pad_far_end(x, multiple)
-    if all(size == multiple for size in padded.shape[2:]):
-        padded = F.pad(padded, [0, multiple])
+    steps = [multiple] * (x.ndim - 2) if isinstance(multiple, int) else list(multiple)
+    if list(padded.shape[2:]) == steps:
+        padded = F.pad(padded, [0, steps[-1]])
     return padded
+
+
+def require_multiple(x: torch.Tensor, multiple: int) -> None:
+    """Refuse a size that the network would cut: (B, C, *spatial) in whole multiples, or not at all.
+
+    Raises:
+        DataError: A side is no multiple; the sentence names the next size that is.
+    """
+    shape = x.shape[2:]
+    if any(size % multiple for size in shape):
+        fitting = [-(-size // multiple) * multiple for size in shape]
+        raise DataError(
+            f"the network takes sides that are multiples of {multiple}, the image is "
+            f"{'x'.join(map(str, shape))}: pad or resize it, to {'x'.join(map(str, fitting))} "
+            "for instance"
+        )

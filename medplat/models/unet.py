@@ -39,7 +39,7 @@ CARD = Card(
     deviations=(
         "the input is padded at the far end to the network's multiple and the logits cut back",
         "classify: head of this project",
-        "restore: the network's output is added to the input",
+        "restore: the network's output, times a gain that starts at 0.01, is added to the input",
     ),
     kinds=("segment", "classify", "restore"),
 )
@@ -86,12 +86,16 @@ class Segmenter(nn.Module):
 
 
 class Restorer(Segmenter):
-    """The whole network, beside the first channels of its input."""
+    """The whole network, beside the first channels of its input; starts near the input itself."""
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__(network, multiple)
+        self.gain = nn.Parameter(torch.full((1,), 0.01))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, *spatial) -> image (B, K, *spatial)."""
         change = super().forward(x)
-        return x[:, : change.shape[1]] + change
+        return x[:, : change.shape[1]] + self.gain * change
 
 
 class Classifier(nn.Module):

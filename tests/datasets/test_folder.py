@@ -129,3 +129,13 @@ def test_hippocampus(realdata):
     assert len(found) == 200
     assert found[4].case == "hippocampus_008"
     assert all(case.label and case.label.is_file() for case in found)
+
+
+def test_where_keeps_the_lines_of_the_index_that_hold_the_text(tmp_path, capsys):
+    touch(tmp_path, "images/a.png", "images/b.png", "images/c.png")
+    (tmp_path / "index.csv").write_text("case,dubious\na,0\nb,1\nc,0\n", encoding="utf-8")
+    options = {"root": tmp_path, "images": "images/*.png"}
+    assert ids(folder.Config(**options, index="index.csv", where={"dubious": "0"})) == ["a", "c"]
+    assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="give index"):
+        folder.Config(**options, where={"dubious": "0"})

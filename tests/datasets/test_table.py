@@ -110,3 +110,17 @@ def test_oral_histology(realdata):
     assert len(found) == 980
     assert {case.target for case in found} == {"Normal", "OSCC"}
     assert found[0].columns["magnification"] == "100"
+
+
+def test_where_keeps_the_lines_that_hold_the_text(tmp_path):
+    text = "case,image,site,dose\na,a.png,north,1\nb,gone.png,south,1\nc,a.png,north,2\n"
+    path = write(tmp_path, text, "a.png")
+    found = table.cases(table.Config(file=path, where={"site": "north"}))
+    assert [case.case for case in found] == ["a", "c"]
+    assert found[0].columns["site"] == "north"
+    both = table.Config(file=path, where={"site": "north", "dose": "2"})
+    assert [case.case for case in table.cases(both)] == ["c"]
+    with pytest.raises(DataError, match=r"no line has site = 'east' \(dataset.where\)"):
+        table.cases(table.Config(file=path, where={"site": "east"}))
+    with pytest.raises(DataError, match=r"no column 'town' \(dataset.where\)"):
+        table.cases(table.Config(file=path, where={"town": "east"}))

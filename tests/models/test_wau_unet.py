@@ -13,6 +13,7 @@ from medplat.blocks.conv import linear_upsample
 from medplat.blocks.window_up import WindowAttentionUp
 from medplat.models import wau_unet
 from medplat.types import Task
+from medplat_kernels import flop_formulas
 from medplat_kernels.window_cross_attention import window_cross_attention
 
 
@@ -122,7 +123,8 @@ def test_6_cost_is_linear_in_voxels(dims):
 
     def flops(side: int) -> int:
         x, skip = maps((side,) * dims, batch=1)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counting = FlopCounterMode(display=False, custom_mapping=flop_formulas())
+        with counting as counter, torch.no_grad():
             block(x, skip)
         return counter.get_total_flops()
 
@@ -205,7 +207,7 @@ def test_8_multiply_adds(shape, wau, linear):
         with torch.device("meta"), torch.no_grad():
             network = wau_unet.build(wau_unet.Config(up=up), Task("segment", 2, 1, 3))
             x = torch.zeros(1, 1, *shape)
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
                 network(x)
         assert counter.get_total_flops() / 2e9 == pytest.approx(wanted, rel=0.01)
 
