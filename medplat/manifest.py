@@ -47,7 +47,8 @@ class Manifest:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Append one line and wait until it is on the disk."""
-        data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        # ASCII: some readers take U+0085 or U+2028, which ill texts hold, for the end of a line.
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -108,7 +109,7 @@ def read_all(out: Path, key: Sequence[str] = SERIES_KEY) -> list[Line]:
 
 def merge(out: Path, key: Sequence[str] = SERIES_KEY) -> None:
     """Write `manifest.jsonl` anew from the lines that hold in OUT, those of all shards together."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in read_all(out, key))
+    text = "".join(json.dumps(line) + "\n" for line in read_all(out, key))
     _write_whole(out / "manifest.jsonl", text.encode())
 
 
@@ -181,9 +182,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def write_raw_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """As `write_csv`, of cells that are quoted already."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in (header, *rows):
+        # Python before 3.13 leaves a lone return bare, which ends the row for every reader.
+        (quoted if any("\r" in one for one in row) else plain).writerow(row)
     _write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 

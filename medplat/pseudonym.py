@@ -7,7 +7,6 @@ patients, so it never leaves the site.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import secrets
 from pathlib import Path
@@ -70,7 +69,7 @@ class Pseudonyms:
             len(part).to_bytes(4, "big") + part
             for part in (one.encode("utf-8", "surrogatepass") for one in parts)
         )
-        return hmac.new(self._salt, text, hashlib.sha256).digest()
+        return hmac.digest(self._salt, text, "sha256")
 
 
 def load(project: Path) -> Pseudonyms:

@@ -94,6 +94,7 @@ def test_shards_are_read_together(tmp_path: Path) -> None:
 def test_files_csv_is_sorted_and_its_cells_are_no_formulas(tmp_path: Path) -> None:
     rows = [
         ("b,\n.dcm", "used", "1.2", "case/x.nii.gz", "0", "3", ""),
+        ("c.dcm", "used", "1\r2\x0b\x85\u20283", "", "", "", ""),
         ("=HYPERLINK(1)", "skipped", "", "", None, None, "NOT_DICOM"),
         ("@a", "skipped", "", "", "", -3, "NOT_DICOM"),
     ]
@@ -101,7 +102,8 @@ def test_files_csv_is_sorted_and_its_cells_are_no_formulas(tmp_path: Path) -> No
     with (tmp_path / "files.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.reader(file))
     assert found[0] == list(manifest.FILES_HEADER)
-    assert [row[0] for row in found[1:]] == ["'=HYPERLINK(1)", "'@a", "b,\n.dcm"]
+    assert [row[0] for row in found[1:]] == ["'=HYPERLINK(1)", "'@a", "b,\n.dcm", "c.dcm"]
+    assert found[4][2] == "1\r2\x0b\x85\u20283"
     assert found[2][5] == "-3"
     assert [one.name for one in tmp_path.iterdir()] == ["files.csv"]
 

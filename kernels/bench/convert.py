@@ -63,12 +63,19 @@ print(os.wait4(pid, 0)[2].ru_maxrss)
 """
 
 
+def _installed(place: Path) -> dict[str, str]:
+    """The environment of a program as users have it: its byte code is kept from run to run."""
+    kept = {name: one for name, one in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": str(place / "bytecode")}
+
+
 class Programs:
     """Commands that are run at the same time in an emptied folder."""
 
     def __init__(self, name: str, place: Path, cores: int, build: Callable[[Path], Commands]):
         self.name, self.out, self.build = name, place / name.replace(" ", "_"), build
         self.cores = set(sorted(os.sched_getaffinity(0))[:cores])
+        self.environment = _installed(place)
 
     def __call__(self) -> list[Path]:
         """Run them and wait; the `.nii.gz` files that they wrote."""
@@ -78,7 +85,8 @@ class Programs:
         os.sched_setaffinity(0, self.cores)
         try:
             quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            running = [subprocess.Popen(one, **quiet) for one in self.build(self.out)]
+            commands = self.build(self.out)
+            running = [subprocess.Popen(one, env=self.environment, **quiet) for one in commands]
         finally:
             os.sched_setaffinity(0, every)
         for one in running:
@@ -137,7 +145,8 @@ def _table(
     memory = {"medplat": 1.5 * largest / 2**20 + 300}
     measured = replace(measured, rows=rows)
     kept = tables.record(title, measured, goals=goals, memory=memory, threads=cores)
-    return kept, "\n".join(one.told() for one in programs)
+    pairs = zip(programs, rows, strict=True)
+    return kept, "\n".join(f"{one.told()}, CPU {row.cpu_s:.2f} s" for one, row in pairs)
 
 
 def _single(place: Path, rounds: int) -> tuple[dict[str, Any], str]:

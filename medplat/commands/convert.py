@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -123,8 +123,9 @@ def run(
             todo = plan(
                 source, shard, many, options, pseudonyms, link_table, labels, index, settled
             )
-        copies = _copies(deidentify, pseudonyms)
-        code, counts = _convert(todo, out, options, many, shard, copies)
+            copies = _copies(deidentify, pseudonyms)
+            meanwhile = [report.prepare, *([index.close] if index else [])]
+            code, counts = _convert(todo, out, options, many, shard, copies, meanwhile)
         if recipe is not None:
             code = recipe.finish(out, code, options.gzip_level)
     return Outcome(code, {"out": str(out), "counts": counts, "exit_code": code, "resume": resume})
@@ -260,8 +261,12 @@ def _convert(
     workers: int,
     shard: Shard | None,
     copies: Deidentifier | None,
+    meanwhile: Sequence[Callable[[], None]],
 ) -> tuple[int, dict[str, int]]:
-    """Do what is to be done, write the accounts; exit code and counts by status."""
+    """Do what is to be done, write the accounts; exit code and counts by status.
+
+    What may be done `meanwhile` runs beside the first series.
+    """
     record = manifest.Manifest(out / manifest.name_of(shard), manifest.SERIES_KEY)
     record.path.touch()
     lines = record.lines()
@@ -269,7 +274,7 @@ def _convert(
     waiting = [job for job in todo.jobs if not work.unchanged(job, lines, out, how, copies)]
     if len(waiting) < len(todo.jobs):
         console.say(f"{len(todo.jobs) - len(waiting)} series are unchanged and left as they are")
-    for line in _done(waiting, out, options, workers, copies):
+    for line in _done(waiting, out, options, workers, copies, meanwhile):
         record.append(line)
     work.tidy(waiting, out)
     holding = record.lines()
@@ -300,7 +305,12 @@ def _judged(lines: Sequence[manifest.Line], counts: dict[str, int], stray: int) 
 
 
 def _done(
-    jobs: Sequence[Job], out: Path, options: Options, workers: int, copies: Deidentifier | None
+    jobs: Sequence[Job],
+    out: Path,
+    options: Options,
+    workers: int,
+    copies: Deidentifier | None,
+    meanwhile: Sequence[Callable[[], None]],
 ) -> Iterator[manifest.Line]:
     """The manifest lines of the jobs as they end, `workers` at a time, the largest first.
 
@@ -315,7 +325,10 @@ def _done(
 
     order = sorted(zip(jobs, sizes, strict=True), key=lambda pair: -pair[1])
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(one, job, size) for job, size in order]
+        futures = [pool.submit(one, job, size) for job, size in order[:workers]]
+        for other in meanwhile:
+            pool.submit(other)
+        futures += [pool.submit(one, job, size) for job, size in order[workers:]]
         try:
             ended = console.track(as_completed(futures), "series", total=len(futures))
             for number, future in enumerate(ended, start=1):

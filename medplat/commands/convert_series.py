@@ -22,6 +22,7 @@ from medplat.dicom import read as dicom_read
 from medplat.dicom import scan as dicom_scan
 from medplat.dicom import sidecar
 from medplat.dicom.codes import CODES
+from medplat.dicom.plans import pair_up
 from medplat.errors import DataError, MedplatError, Refused
 from medplat.report import convert as report
 from medplat.types import Volume
@@ -260,8 +261,7 @@ def _withdrawn(done: _Written, out: Path, status: str, code: str, message: str) 
     done.outputs.clear()
     done.labels.clear()
     done.status = status
-    done.codes.append(code)
-    done.messages.append(message)
+    pair_up(done.codes, done.messages, code, message)
     return done
 
 
@@ -376,9 +376,7 @@ def _unplaced(waiting: Sequence[Label], done: _Written) -> None:
 
 def _remark(done: _Written, code: str, message: str) -> None:
     """A code that a label gives its series."""
-    if code not in done.codes:
-        done.codes.append(code)
-    done.messages.append(message)
+    pair_up(done.codes, done.messages, code, message)
     if done.status == "converted":
         done.status = "warned"
 

@@ -16,7 +16,7 @@ from medplat.errors import DataError, MedplatError, MissingExtra
 from medplat.types import Case
 from medplat.workflow import read as workflow_read
 from medplat.workflow import write as workflow_write
-from medplat.workflow.schema import EvaluateWorkflow, TrainWorkflow
+from medplat.workflow.schema import ClassifyTask, EvaluateWorkflow, RestoreTask, TrainWorkflow
 
 if TYPE_CHECKING:
     from medplat.commands.evaluate_numbers import Numbers
@@ -171,10 +171,11 @@ def _stop(failure: Failure) -> DataError:
 
 
 def has_truth(workflow: TrainWorkflow, case: Case) -> bool:
-    """Whether the case has a label or a class of the model; without, it cannot score anything."""
-    if workflow.task.kind == "segment":
-        return case.label is not None
-    return case.target in workflow.task.classes
+    """Whether the case has a label, a reference or a class of the model to be scored with."""
+    task = workflow.task
+    if isinstance(task, ClassifyTask):
+        return case.target in task.classes
+    return case.label is not None or (isinstance(task, RestoreTask) and task.reference == "image")
 
 
 def worst_row(
@@ -182,17 +183,18 @@ def worst_row(
 ) -> dict[str, Any]:
     """The row of a case that failed and scores the worst value.
 
-    Shares (Dice, surface Dice, correct) are 0; distances and losses are the worst of the other
-    cases; volumes stay undefined. The true class gets the probability 0.
+    Shares (Dice, surface Dice, correct) are 0; distances, losses, PSNR and SSIM are the worst of
+    the other cases; volumes stay undefined. The true class gets the probability 0.
     """
     row: dict[str, Any] = {"case": case.case, "patient": case.patient}
     names = dict.fromkeys(name for other in rows for name in other if name not in row)
     for name in names:
         if name.startswith(("dice_", "nsd_")) or name == "correct":
             row[name] = 0.0
-        elif name.startswith("hd95_") or name == "log_loss":
+        elif name.startswith(("hd95_", "log_loss", "mae", "psnr", "ssim")):
             known = [other[name] for other in rows if not math.isnan(other.get(name, math.nan))]
-            row[name] = max(known, default=math.nan)
+            worst = min if name.startswith(("psnr", "ssim")) else max
+            row[name] = worst(known, default=math.nan)
     if workflow.task.kind == "classify" and case.target is not None:
         classes = workflow.task.classes
         row["target"] = float(classes.index(case.target))

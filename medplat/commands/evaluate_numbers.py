@@ -48,8 +48,23 @@ def measure(workflow: TrainWorkflow, rows: Sequence[Row], *, replicates: int, se
         replicates: Of the bootstrap over patients.
         seed: Of the bootstrap.
     """
-    of = _segment if workflow.task.kind == "segment" else _classify
+    of = {"segment": _segment, "classify": _classify, "restore": _restore}[workflow.task.kind]
     return of(workflow, rows, replicates, seed)
+
+
+def _restore(workflow: TrainWorkflow, rows: Sequence[Row], replicates: int, seed: int) -> Numbers:
+    """Each metric of the restored image, the same of its input, and the gain in PSNR."""
+    patients = [row["patient"] for row in rows]
+    columns = {name: column(rows, name) for name in _numeric(rows)}
+    metrics = {
+        name: bootstrap.mean(values, patients, replicates=replicates, seed=seed)
+        for name, values in columns.items()
+    }
+    gain = columns["psnr"] - columns["psnr_input"]
+    metrics["psnr_gain"] = bootstrap.mean(gain, patients, replicates=replicates, seed=seed)
+    spread = {name: _spread(values) for name, values in columns.items()}
+    few = [f"{len(rows)} cases: too few to rely on"] if len(rows) < FEW else []
+    return Numbers(metrics, spread, {}, few, {"psnr": _worst(rows, "psnr")})
 
 
 def _segment(workflow: TrainWorkflow, rows: Sequence[Row], replicates: int, seed: int) -> Numbers:

@@ -188,9 +188,16 @@ def _given(path: Path, settings: Sequence[str], plugin: str) -> TrainWorkflow:
 
 
 def _published(module: ModuleType, plugin: str) -> list[TrainWorkflow]:
-    """A bare workflow for each configuration that the plugin's card counts."""
+    """A bare workflow for each configuration that the plugin's card counts.
+
+    One logit without a background, as some originals have, is no task of a workflow.
+    """
     card: Card = module.CARD
-    return [_bare(plugin, count.task, count.options) for count in card.counts]
+    return [
+        _bare(plugin, count.task, count.options)
+        for count in card.counts
+        if count.task.kind != "segment" or count.task.out_channels > 1
+    ]
 
 
 def _bare(plugin: str, task: Task, options: Mapping[str, Any]) -> TrainWorkflow:
@@ -200,7 +207,7 @@ def _bare(plugin: str, task: Task, options: Mapping[str, Any]) -> TrainWorkflow:
     elif task.kind == "classify":
         section = {"classes": [f"class_{one}" for one in range(task.out_channels)]}
     else:
-        section = {}
+        section = {"upscale": task.upscale}
     document = {
         "kind": "train",
         "inputs": [{"name": f"image_{one}"} for one in range(1, task.in_channels + 1)],

@@ -11,20 +11,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from medplat import console, nifti, pseudonym
 from medplat.commands import Outcome, verify_geometry, verify_match, verify_repair
 from medplat.commands.verify_geometry import Finding
-from medplat.commands.verify_source import Unit, units
+from medplat.commands.verify_source import RefusedSeries, Slices, Unit, refused, units
 from medplat.dicom import read as dicom_read
 from medplat.dicom import scan as dicom_scan
 from medplat.dicom import series as dicom_series
 from medplat.errors import DataError, Refused, UsageError
 from medplat.report import verify as report
 from medplat.types import Affine, Array, Volume
+
+Source = TypeVar("Source", bound=Slices)
 
 _RANGE = 0.01
 _NAMES = ("*.nii", "*.nii.gz")
@@ -44,7 +46,8 @@ class Checked:
         shown: Its path in the report.
         status: "true", "untrue", "unpaired", "unreadable" or "label" (not compared).
         unit: The series that it was made from.
-        paired_by: "slice contents" or "shape and value range".
+        refused: The same, where no volume is made of that series.
+        paired_by: "slice contents" or "grid and value range".
         findings: What is wrong.
         phases: For each phase of the file, that of the unit; () where paired by shape.
         true: Where its voxels lie.
@@ -55,6 +58,7 @@ class Checked:
     shown: str
     status: str = "unpaired"
     unit: Unit | None = None
+    refused: RefusedSeries | None = None
     paired_by: str = ""
     findings: list[Finding] = field(default_factory=list)
     phases: tuple[int, ...] = ()
@@ -63,15 +67,21 @@ class Checked:
 
     def described(self) -> dict[str, Any]:
         """The file's row, for the report and `--json`."""
+        source = self.unit or self.refused
         return {
             "path": self.shown,
             "status": self.status,
-            "series": self.unit.name(self.phases) if self.unit else None,
-            "series_uid": self.unit.plans[0].series.series_uid if self.unit else None,
+            "series": self._series(),
+            "series_uid": source.series_uid if source else None,
             "paired_by": self.paired_by or None,
             "findings": [{"code": one.code, "message": one.message} for one in self.findings],
             "repaired": self.repaired or None,
         }
+
+    def _series(self) -> str | None:
+        if self.unit is not None:
+            return self.unit.name(self.phases)
+        return self.refused.name if self.refused else None
 
 
 def run(
@@ -94,16 +104,13 @@ def run(
     """
     files = _files(given)
     page = page or _page(given if given.is_dir() else given.parent)
-    found, refused = _units(against, project)
-    by_content = [_check(one, found) for one in console.track(files, "files", total=len(files))]
-    _complete(by_content)
-    for one in by_content:
-        if one.status == "unpaired" and refused:
-            text = f"; {len(refused)} series of SOURCE are refused: {', '.join(refused)}"
-            one.findings[-1] = one.findings[-1]._replace(message=one.findings[-1].message + text)
-        if repair:
-            _repair(one)
-    return _ended(by_content, refused, page)
+    found, lost = _units(against, project)
+    for one in console.track(files, "files", total=len(files)):
+        _check(one, found, lost)
+    _complete(files)
+    for one in files if repair else ():
+        _repair(one)
+    return _ended(files, sorted(one.plan.series.codes[0] for one in lost), page)
 
 
 def _files(given: Path) -> list[Checked]:
@@ -123,42 +130,43 @@ def _page(folder: Path) -> Path:
     return (folder if os.access(folder, os.W_OK) else Path.cwd()) / "verify.html"
 
 
-def _units(against: Path, project: Path) -> tuple[list[Unit], list[str]]:
-    """What SOURCE holds, and the codes of the series that are refused."""
+def _units(against: Path, project: Path) -> tuple[list[Unit], list[RefusedSeries]]:
+    """What SOURCE holds, and the series of it that are refused."""
     pseudonyms = pseudonym.load(project)
     found: list[Unit] = []
-    refused = []
+    lost: list[RefusedSeries] = []
     for group in dicom_series.group(dicom_scan.scan(against)):
         plans = dicom_read.plan(group, pseudonyms=pseudonyms, allow_shear=True)
         found += units(plans)
-        refused += [one.series.codes[0] for one in plans if one.series.status == "rejected"]
-    if not found:
-        why = f" ({', '.join(sorted(set(refused)))})" if refused else ""
-        raise UsageError(f"{against} holds no series that could be converted{why}")
-    return found, sorted(refused)
+        lost += refused(group, plans)
+    if not found and not lost:
+        raise UsageError(f"{against} holds no series that could be converted")
+    return found, lost
 
 
-def _check(one: Checked, found: Sequence[Unit]) -> Checked:
+def _check(one: Checked, found: Sequence[Unit], lost: Sequence[RefusedSeries]) -> None:
     if _is_label(one.path):
         one.status = "label"
-        return one
+        return
     try:
         volume = nifti.read(one.path, alone=True)
     except DataError as error:
         one.status = "unreadable"
         text = str(error).removeprefix(f"{one.path}: ")
         one.findings.append(Finding("NIFTI_UNREADABLE", text))
-        return one
+        return
     values = verify_match.Values(_four(volume), volume.slope, volume.intercept)
-    paired = _pair_by_content(one, volume, values, found)
+    if values.not_finite:
+        text = f"values that are no finite numbers: {values.not_finite}"
+        one.findings.append(Finding("NIFTI_VALUES", text))
+    paired = _pair_by_content(one, volume, values, found) or _pair_with_refused(one, values, lost)
     if not paired and not _pair_by_shape(one, volume, values, found):
-        text = "no series of SOURCE has its slices, nor its shape and value range"
+        text = "no series of SOURCE has its slices, nor its grid and value range"
         one.findings.append(Finding("NIFTI_UNPAIRED", text))
-        return one
+        return
     if one.true is not None:
         _check_header(one, volume)
     one.status = "untrue" if one.findings else "true"
-    return one
 
 
 def _is_label(path: Path) -> bool:
@@ -193,7 +201,21 @@ def _pair_by_content(
     return True
 
 
-def _likest(values: verify_match.Values, found: Sequence[Unit]) -> list[tuple[Array, Unit]]:
+def _pair_with_refused(
+    one: Checked, values: verify_match.Values, lost: Sequence[RefusedSeries]
+) -> bool:
+    """A file made from a series that is refused: what it says of the voxels cannot be true."""
+    likest = _likest(values, lost)
+    if not likest:
+        return False
+    _, one.refused = likest[0]
+    one.paired_by = "slice contents"
+    text = f"its slices are those of a series that is refused ({one.refused.why})"
+    one.findings.append(Finding("NIFTI_REFUSED", text))
+    return True
+
+
+def _likest(values: verify_match.Values, found: Sequence[Source]) -> list[tuple[Array, Source]]:
     """The series that share most slices with a file, and the values it was read as.
 
     Where all slices of the file as stored are known, no other reading of it is tried.
@@ -218,12 +240,9 @@ def _likest(values: verify_match.Values, found: Sequence[Unit]) -> list[tuple[Ar
 def _pair_by_shape(
     one: Checked, volume: Volume, values: verify_match.Values, found: Sequence[Unit]
 ) -> bool:
-    """For files whose voxels were changed: what the header says can still be checked.
-
-    Where several series are alike, only one on whose grid the file lies can be held against it.
-    """
+    """For files whose voxels were changed: they still lie on the grid of a series."""
     shape = values.array.shape[:3]
-    fit: list[tuple[float, int, Unit, Affine]] = []
+    fit: list[tuple[Unit, Affine]] = []
     for unit in found:
         if sorted(shape) != sorted(unit.shape) or values.array.shape[3] > len(unit.phases):
             continue
@@ -233,21 +252,28 @@ def _pair_by_shape(
         except Refused:
             continue
         near = max(abs(values.low - low), abs(values.high - high)) <= _RANGE * max(high - low, 1e-9)
-        if near:
-            true = verify_geometry.nearest(volume.geometry.affine, unit.affine, shape, unit.shape)
-            off = verify_geometry.corners_off(volume.geometry.affine, true, shape)
-            fit.append((off, len(fit), unit, true))
+        true = verify_geometry.nearest(volume.geometry.affine, unit.affine, shape, unit.shape)
+        if near and _lies_on(volume, true, unit):
+            fit.append((unit, true))
     if not fit:
         return False
-    text = "the voxels are not those of the series: they were changed or resampled"
-    off, _, unit, true = min(fit, key=lambda entry: entry[:2])
+    text = "the voxels are not those of the series: they were changed"
     if len(fit) > 1:
-        text = f"the voxels are not those of any of {len(fit)} series with its shape and range"
-    if len(fit) == 1 or off <= verify_geometry.VOXELS:
-        one.unit, one.true = unit, true
-    one.paired_by = "shape and value range"
+        text = f"the voxels are not those of any of {len(fit)} series on its grid"
+    else:
+        one.unit = fit[0][0]
+    one.true = fit[0][1]
+    one.paired_by = "grid and value range"
     one.findings.append(Finding("NIFTI_VALUES", text))
     return True
+
+
+def _lies_on(volume: Volume, true: Affine, unit: Unit) -> bool:
+    """Whether a file lies on a grid; of a series that states lengths only, whether those fit."""
+    said, shape = volume.geometry.affine, volume.array.shape
+    if unit.flat:
+        return not verify_geometry.compare_sizes(said, true, shape)
+    return verify_geometry.corners_off(said, true, shape) <= verify_geometry.VOXELS
 
 
 def _check_header(one: Checked, volume: Volume) -> None:

@@ -68,7 +68,7 @@ def compare_sizes(said: Affine, true: Affine, shape: Sequence[int]) -> list[Find
 
 
 def _mm(values: Array) -> str:
-    return " x ".join(f"{float(one):.5g}" for one in values)
+    return " x ".join(f"{round(float(one), 4) + 0.0:.5g}" for one in values)
 
 
 def _directions(said: Array, true: Array) -> tuple[list[int], Finding | None]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medplat.commands.verify_geometry import Finding, corners_off
-from medplat.commands.verify_source import Unit, digest, slice_hashes, values_hash
+from medplat.commands.verify_source import Slices, Unit, digest, slice_hashes, values_hash
 from medplat.types import Affine, Array
 
 _TESTED = 5
@@ -53,7 +53,7 @@ class Match:
     findings: list[Finding] = field(default_factory=list)
 
 
-def axes_of(shape: Sequence[int], unit: Unit) -> list[int]:
+def axes_of(shape: Sequence[int], unit: Slices) -> list[int]:
     """The axes of a file that may be the slice axis of a series."""
     plane = sorted(unit.shape[:2])
     return [
@@ -71,10 +71,16 @@ class Values:
     """
 
     def __init__(self, array: Array, slope: float, intercept: float) -> None:
-        """(x, y, z, t) as stored in the file, and what its header says of real values."""
-        self.array = array
-        self.real = array.astype(np.float64) * slope + intercept
-        self.low, self.high = float(self.real.min()), float(self.real.max())
+        """(x, y, z, t) as stored in the file, and what its header says of real values.
+
+        Values that are not finite stand as 0, so that they spoil their own slice alone.
+        """
+        finite = np.isfinite(array)
+        self.not_finite = int(finite.size - finite.sum())
+        self.array = np.where(finite, array, 0) if self.not_finite else array
+        self.real = self.array.astype(np.float64) * slope + intercept
+        known = self.real[finite] if self.not_finite else self.real
+        self.low, self.high = float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))
         self._hashes: dict[tuple[Scale | None, int], list[bytes]] = {}
 
     def read(self, scale: Scale | None) -> Array | None:
@@ -88,7 +94,7 @@ class Values:
         back = (self.real - intercept) / slope
         return _whole(back) if _is_whole(back) else None
 
-    def share(self, scale: Scale | None, unit: Unit) -> float:
+    def share(self, scale: Scale | None, unit: Slices) -> float:
         """The part of its slices whose values some slice of the series holds too, 0 to 1."""
         axes = axes_of(self.array.shape, unit)
         wanted = [axis for axis in axes if (scale, axis) not in self._hashes]
@@ -99,11 +105,11 @@ class Values:
         return max((_part(self._hashes[scale, axis], unit) for axis in axes), default=0.0)
 
 
-def _part(hashes: Sequence[bytes], unit: Unit) -> float:
+def _part(hashes: Sequence[bytes], unit: Slices) -> float:
     return sum(one in unit.contents.hashes for one in hashes) / len(hashes) if hashes else 0.0
 
 
-def as_stored(values: Values, unit: Unit) -> tuple[float, Array] | None:
+def as_stored(values: Values, unit: Slices) -> tuple[float, Array] | None:
     """The file's stored values, where they are for the most part those of a series.
 
     Returns:
@@ -114,7 +120,7 @@ def as_stored(values: Values, unit: Unit) -> tuple[float, Array] | None:
     return None if array is None else (share, array)
 
 
-def rescaled(values: Values, unit: Unit) -> tuple[float, Array] | None:
+def rescaled(values: Values, unit: Slices) -> tuple[float, Array] | None:
     """As `as_stored`, after a slope is taken back: the series' own, by slice, or any that fits."""
     scales = sorted({pair for phase in unit.scales for pair in phase if pair[0]})[:_SCALES]
     for axis in axes_of(values.array.shape, unit) if len(scales) > 1 else ():
@@ -135,7 +141,7 @@ def rescaled(values: Values, unit: Unit) -> tuple[float, Array] | None:
     return None
 
 
-def _by_slice(real: Array, axis: int, scales: Sequence[Scale], unit: Unit) -> Array:
+def _by_slice(real: Array, axis: int, scales: Sequence[Scale], unit: Slices) -> Array:
     """Each slice by the slope that makes it a slice of the series; 0 where none does."""
     moved = np.moveaxis(real, axis, 2)
     found = np.zeros(moved.shape, np.int64)

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
+from medplat.dicom import multiframe, pixels
 from medplat.dicom import read as dicom_read
+from medplat.dicom.header import Header
 from medplat.dicom.read import SeriesPlan
+from medplat.dicom.series import SeriesFiles
+from medplat.errors import Refused
 from medplat.types import Affine, Array
 
 _CLOSE_MM = 1e-3
 _COUNTED = 1 << 16
+
+
+class Slices(Protocol):
+    """What a file's slices can be looked for in: a `Unit`, or a series that is refused."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y, z."""
+        ...
+
+    @property
+    def scales(self) -> list[list[tuple[float, float]]]:
+        """Slope and intercept by phase and slice."""
+        ...
+
+    @property
+    def contents(self) -> Contents:
+        """Hashes and range of the stored values."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +51,11 @@ class Unit:
     """
 
     plans: tuple[SeriesPlan, ...]
+
+    @property
+    def series_uid(self) -> str:
+        """Of the series."""
+        return self.plans[0].series.series_uid
 
     def name(self, phases: Sequence[int] = ()) -> str:
         """Case and stacks, as `medplat convert` calls them; of all phases or some."""
@@ -102,6 +132,73 @@ class Contents:
     hashes: frozenset[bytes]
     low: float
     high: float
+
+
+@dataclass(frozen=True, eq=False)
+class RefusedSeries:
+    """Images that no volume is made of: a file that holds them cannot be trusted either."""
+
+    plan: SeriesPlan
+    images: tuple[Header, ...]
+
+    @property
+    def series_uid(self) -> str:
+        """Of the series."""
+        return self.plan.series.series_uid
+
+    @property
+    def name(self) -> str:
+        """Case and series, as `medplat convert` calls them."""
+        return f"{self.plan.series.case}/{self.plan.key}"
+
+    @property
+    def why(self) -> str:
+        """Code and sentence of the refusal."""
+        return f"{self.plan.series.codes[0]}: {self.plan.series.messages[0]}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns and rows that most images have, and how many images there are."""
+        sizes = Counter((one.columns, one.rows) for one in self.images)
+        columns, rows = max(sizes, key=sizes.__getitem__, default=(0, 0))
+        return columns, rows, len(self.images)
+
+    @property
+    def scales(self) -> list[list[tuple[float, float]]]:
+        """Slope and intercept of each image."""
+        return [[(one.slope, one.intercept) for one in self.images]]
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Of the images that can be read."""
+        hashes: set[bytes] = set()
+        ends: list[float] = []
+        for one in self.images:
+            try:
+                pixels.check_size(one)
+                plane = np.empty(pixels.sheet_shape(one), pixels.dtype(one))
+                pixels.read_into(one, plane)
+            except Refused:
+                continue
+            hashes |= {values_hash(plane) or b""}
+            ends += [float(plane.min()), float(plane.max())]
+        return Contents(frozenset(hashes - {b""}), min(ends, default=0.0), max(ends, default=0.0))
+
+
+def refused(files: SeriesFiles, plans: Sequence[SeriesPlan]) -> list[RefusedSeries]:
+    """The stacks of a series that are refused, with their images."""
+    found = []
+    for plan in plans:
+        paths = {fate.path for fate in plan.fates}
+        if plan.series.status == "rejected":
+            images = [
+                frame
+                for header in files.headers
+                if header.path in paths and header.damage is None and header.samples == 1
+                for frame in multiframe.frames(header)
+            ]
+            found.append(RefusedSeries(plan, tuple(images)))
+    return found
 
 
 def units(plans: Sequence[SeriesPlan]) -> list[Unit]:

@@ -13,10 +13,11 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass, replace
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import medplat
 from medplat.dicom import header as records
@@ -35,12 +36,13 @@ _COMMIT_EVERY = 2000
 _OWN = frozenset({
     "sop_instance_uid", "pixels", "instance_number", "position", "acquired_us", "content_us",
 })  # fmt: skip
-_SCRUBBED = frozenset({"series_description", "protocol_name", "image_type", "technical"})
+_SCRUBBED = ("series_description", "protocol_name", "image_type", "technical")
 _MOMENTS = frozenset({"acquired_us", "content_us"})
 _CENTURY_US = 100 * 365 * 86_400_000_000
 _FIELDS = tuple(one for one in fields(Header) if one.name not in ("entry", "identity"))
 _OWN_FIELDS = tuple(one for one in _FIELDS if one.name in _OWN)
 _SHARED_FIELDS = tuple(one for one in _FIELDS if one.name not in _OWN)
+_scrubbed_values = attrgetter(*_SCRUBBED)
 _shared_values = attrgetter(*(one.name for one in _SHARED_FIELDS))
 _TABLES = """
 CREATE TABLE IF NOT EXISTS stamp (value TEXT);
@@ -66,16 +68,18 @@ class Index:
     def __init__(self, out: Path, pseudonyms: Pseudonyms) -> None:
         self._pseudonyms = pseudonyms
         self._lock = Lock()
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[SourceFile, Entry]] = []
         self._common: dict[str, str] = {}
         self._shifts: dict[str, int] = {}
         self._digests: dict[tuple[Any, ...], str] = {}
         self._read: dict[str, tuple[Identity, dict[str, Any]]] = {}
         self._store: sqlite3.Connection | None = None
+        self._empty = True  # When it was opened: rows of this run are not asked for.
         path = out / NAME
         for _ in range(2):
             try:
                 self._store = _open(path, _stamp(pseudonyms))
+                self._empty = not self._store.execute("SELECT 1 FROM file LIMIT 1").fetchall()
                 return
             except sqlite3.OperationalError:
                 return
@@ -85,7 +89,7 @@ class Index:
     def known(self, entry: Entry) -> tuple[FileStatus, str | None, str, Header | None] | None:
         """Status, code, reason and header of a file that is as it was; None for any other."""
         with self._lock:
-            if self._store is None:
+            if self._store is None or self._empty:
                 return None
             try:
                 row = self._store.execute(
@@ -103,19 +107,16 @@ class Index:
 
     def keep(self, file: SourceFile, entry: Entry) -> SourceFile:
         """Note what a file is; the same file, its header made `pseudonymous`."""
-        own = digest = None
         if file.header is not None:
             file = replace(file, header=pseudonymous(file.header, self._pseudonyms))
-            digest, own = self._texts(cast(Header, file.header))
-        stamp = self._key(entry), entry.size, entry.mtime_ns
         with self._lock:
-            self._waiting.append((*stamp, file.status, file.code, file.reason, digest, own))
+            self._waiting.append((file, entry))
             if len(self._waiting) >= _COMMIT_EVERY:
                 self._write()
         return file
 
     def close(self) -> None:
-        """Write what is waiting and let the file go."""
+        """Write what is waiting and let the file go; once is enough."""
         with self._lock:
             self._write()
             if self._store is not None:
@@ -123,14 +124,20 @@ class Index:
                 self._store = None
 
     def _write(self) -> None:
-        rows, self._waiting = self._waiting, []
-        common, self._common = list(self._common.items()), {}
-        if self._store is None or not rows:
+        waiting, self._waiting = self._waiting, []
+        if self._store is None or not waiting:
             return
+        rows = [self._row(file, entry) for file, entry in waiting]
+        common, self._common = list(self._common.items()), {}
         # What cannot be kept is read again next time.
         with suppress(sqlite3.Error), self._store:
             self._store.executemany("INSERT OR IGNORE INTO common VALUES (?, ?)", common)
             self._store.executemany("REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _row(self, file: SourceFile, entry: Entry) -> tuple[Any, ...]:
+        digest, own = self._texts(file.header) if file.header else (None, None)
+        stamp = self._key(entry), entry.size, entry.mtime_ns
+        return *stamp, file.status, file.code, file.reason, digest, own
 
     def _key(self, entry: Entry) -> str:
         return self._pseudonyms.digest(f"{entry.path}|{entry.member}")[:32]
@@ -139,15 +146,14 @@ class Index:
         """The digest of what the header shares with others, and what is its own; no defaults."""
         shift = self._shift(header.study_uid)
         own = {one.name: getattr(header, one.name) for one in _OWN_FIELDS}
-        with self._lock:
-            shared = (header.identity, *_shared_values(header))
-            if shared not in self._digests:
-                values = {one.name: getattr(header, one.name) for one in _SHARED_FIELDS}
-                who = [header.identity.patient_id, header.identity.pseudonym]
-                text = _dump([who, _stated(_SHARED_FIELDS, values, shift)])
-                digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-                self._digests[shared], self._common[digest] = digest, text
-            return self._digests[shared], _dump(_stated(_OWN_FIELDS, own, shift))
+        shared = (header.identity, *_shared_values(header))
+        if shared not in self._digests:
+            values = {one.name: getattr(header, one.name) for one in _SHARED_FIELDS}
+            who = [header.identity.patient_id, header.identity.pseudonym]
+            text = _dump([who, _stated(_SHARED_FIELDS, values, shift)])
+            digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+            self._digests[shared], self._common[digest] = digest, text
+        return self._digests[shared], _dump(_stated(_OWN_FIELDS, own, shift))
 
     def _shared(self, digest: str) -> tuple[Identity, dict[str, Any]]:
         if digest not in self._read and self._store is not None:
@@ -193,7 +199,7 @@ def _open(path: Path, stamp: str) -> sqlite3.Connection:
 def _stamp(pseudonyms: Pseudonyms) -> str:
     """Changes with whatever makes old rows wrong: the release, the record, the tags, the salt."""
     record = [one.name for one in fields(Header)]
-    parts = [_FORMAT, medplat.__version__, record, tags.WANTED, pseudonyms.fingerprint]
+    parts = [_FORMAT, medplat.__version__, record, sorted(tags.WANTED), pseudonyms.fingerprint]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -204,15 +210,25 @@ def pseudonymous(header: Header, pseudonyms: Pseudonyms) -> Header:
     one series still differ. Descriptions, ImageType and technical texts are scrubbed by the
     header's own identifying texts.
     """
-    who = header.identity
+    known, clean = _clean(header.identity, _scrubbed_values(header), pseudonyms)
+    values = dict(zip(_SCRUBBED, clean, strict=True))
+    if header.per_frame:
+        texts = header.identity.texts
+        values["per_frame"] = tuple(
+            (name, scrub_value(column, texts) if name in _SCRUBBED else column)
+            for name, column in header.per_frame
+        )
+    return header.changed(identity=known, **values)
+
+
+@lru_cache(maxsize=256)
+def _clean(
+    who: Identity, values: tuple[Any, ...], pseudonyms: Pseudonyms
+) -> tuple[Identity, tuple[Any, ...]]:
+    """The pseudonym of a person, and values without the words that identify."""
     patient = pseudonyms.patient(who.patient_id, who.issuer)
-    clean = {name: scrub_value(getattr(header, name), who.texts) for name in _SCRUBBED}
-    clean["per_frame"] = tuple(
-        (name, scrub_value(column, who.texts) if name in _SCRUBBED else column)
-        for name, column in header.per_frame
-    )
     known = Identity(patient_id=patient if who.patient_id else "", pseudonym=patient)
-    return header.changed(identity=known, **clean)
+    return known, tuple(scrub_value(value, who.texts) for value in values)
 
 
 def _moved(name: str, value: Any, shift: int) -> Any:

@@ -95,6 +95,8 @@ class Raw:
 
     def floats(self, tag: int) -> tuple[float, ...]:
         """Decimal strings; () if one of them is not a finite number."""
+        if not self.elements.get(tag):
+            return ()
         try:
             values = tuple(map(float, self.words(tag)))
         except ValueError:
@@ -206,7 +208,8 @@ class _Walker:
 
     def read(self, raw: Raw, wanted: frozenset[int]) -> PixelElement | None:
         """Go through the top level; None where it ends without a pixel element."""
-        raw.groups = groups = set()
+        groups: set[int] = set()
+        raw.groups = groups
         while self.at + 8 <= self._size:
             if not self._implicit:
                 self._run(raw, wanted, groups)

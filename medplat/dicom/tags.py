@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from medplat.dicom import nested
@@ -84,6 +87,7 @@ _PRIVATE: dict[str, tuple[str, int, int]] = {
 SAFE_PRIVATE = frozenset(place for name, place in _PRIVATE.items() if name != "csa")
 # The elements whose words identify, for `deidentify`.
 IDENTITY = frozenset({*_IDENTIFYING, 0x00100020, 0x00100010, 0x00080050})
+_NOWHERE = Entry("", Path())
 _MAPPING = 0x00409096
 _MAPPING_TREE = {
     0x00409224: None, 0x00409225: None, 0x004008EA: {0x00080100: None},
@@ -107,17 +111,29 @@ _OTHER = (
     SHARED_GROUPS, FRAME_GROUPS, EXTENDED_OFFSETS,
 )  # fmt: skip
 _BLOCKS = range(0x10, 0x20)
-WANTED: tuple[int, ...] = tuple(
-    sorted(
-        {*_IDENTIFYING, *_OTHER, *(tag for _, tag, _ in _TECHNICAL)}
-        | {group << 16 | block for _, group, _ in _PRIVATE.values() for block in _BLOCKS}
-        | {
-            group << 16 | block << 8 | element
-            for _, group, element in _PRIVATE.values()
-            for block in _BLOCKS
-        }
+
+
+def _placed(names: Iterable[str]) -> frozenset[int]:
+    """The tags that private elements have in any block."""
+    return frozenset(
+        group << 16 | block << 8 | element
+        for _, group, element in map(_PRIVATE.__getitem__, names)
+        for block in _BLOCKS
     )
+
+
+WANTED = (
+    frozenset({*_IDENTIFYING, *_OTHER, *(tag for _, tag, _ in _TECHNICAL)})
+    | frozenset(group << 16 | block for _, group, _ in _PRIVATE.values() for block in _BLOCKS)
+    | _placed(_PRIVATE)
 )
+_CURRENT = 0x00181151
+# What mostly differs from image to image: `_own_fields` reads these, and of the CSA header only
+# mosaics use anything. All other elements are parsed once for the images that share them.
+_OWN = _placed(("csa", "ge_timer", "philips_begin")) | {
+    0x00080018, 0x00080022, 0x00080023, 0x0008002A, 0x00080032, 0x00080033, 0x00181060, _CURRENT,
+    0x00200012, 0x00200013, 0x00200032, 0x00200100, 0x0020930D, 0x01171034, EXTENDED_OFFSETS,
+}  # fmt: skip
 
 
 def private(raw: Raw, name: str) -> int:
@@ -149,12 +165,48 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         meta_class: MediaStorageSOPClassUID, which stands in for an absent SOPClassUID.
         meta_uid: MediaStorageSOPInstanceUID, likewise.
     """
+    # The functional groups of multi-frame images are large, and no two files share them.
+    read = _parsed if FRAME_GROUPS in raw.sequences else _shared
+    whole = read(_Stable(raw, transfer_syntax, meta_class))
+    return whole.changed(
+        entry=entry,
+        sop_instance_uid=raw.word(0x00080018) or meta_uid,
+        technical=_with_current(whole.technical, raw),
+        **_own_fields(raw),
+    )
+
+
+class _Stable:
+    """The elements that images of a series share, as a key."""
+
+    def __init__(self, raw: Raw, transfer_syntax: str, meta_class: str) -> None:
+        self.raw, self.transfer_syntax, self.meta_class = raw, transfer_syntax, meta_class
+        elements = [one for one in raw.elements.items() if one[0] not in _OWN]
+        lacks_current = raw.number(_CURRENT) is None
+        encoding = raw.order, transfer_syntax, meta_class
+        self._key = (encoding, lacks_current, *elements, *raw.sequences.items())
+        self._hash = hash(self._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Stable) and self._key == other._key
+
+
+def forget() -> None:
+    """Let go of what was kept of the headers that were read: it holds names."""
+    _shared.cache_clear()
+
+
+def _parsed(stable: _Stable) -> Header:
+    """A header without what only the one image has."""
+    raw = stable.raw
     bits = raw.short(0x00280100, 16)
     return Header(
-        entry=entry,
-        transfer_syntax=transfer_syntax,
-        sop_class_uid=raw.word(0x00080016) or meta_class,
-        sop_instance_uid=raw.word(0x00080018) or meta_uid,
+        entry=_NOWHERE,
+        transfer_syntax=stable.transfer_syntax,
+        sop_class_uid=raw.word(0x00080016) or stable.meta_class,
         study_uid=raw.word(0x0020000D),
         series_uid=raw.word(0x0020000E),
         frame_of_reference_uid=raw.word(0x00200052),
@@ -179,8 +231,19 @@ def header(raw: Raw, entry: Entry, transfer_syntax: str, meta_class: str, meta_u
         contrast=_contrast(raw),
         part=_part(raw),
         identity=_identity(raw),
-        **image_fields(raw, technical(raw)),
+        **_stack_fields(raw, technical(raw)),
     )
+
+
+_shared = lru_cache(maxsize=64)(_parsed)
+
+
+def _with_current(shared: tuple[tuple[str, Any], ...], raw: Raw) -> tuple[tuple[str, Any], ...]:
+    """The technical values with the tube current of this image, which modern scanners modulate."""
+    own = "XRayTubeCurrent", raw.number(_CURRENT)
+    if own[1] is None or own in shared:
+        return shared
+    return tuple(own if one[0] == own[0] else one for one in shared)
 
 
 def image_fields(raw: Raw, technical: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
@@ -190,15 +253,16 @@ def image_fields(raw: Raw, technical: tuple[tuple[str, Any], ...]) -> dict[str, 
         raw: The elements of a classic image; of a frame, laid under the same tags.
         technical: From `technical`.
     """
-    acquired, dated = _acquired(raw)
+    return {**_stack_fields(raw, technical), **_own_fields(raw)}
+
+
+def _stack_fields(raw: Raw, technical: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Those of them that images of a stack mostly share."""
     mapping = dict(technical)
     return {
         "image_type": raw.words(0x00080008),
-        "instance_number": raw.integer(0x00200013),
-        "acquisition_number": raw.integer(0x00200012),
         "slope": _scale(raw, 0x00281053, mapping.get("real_world_value_slope", 1.0)),
         "intercept": _scale(raw, 0x00281052, mapping.get("real_world_value_intercept", 0.0)),
-        "position": _three(raw.floats(0x00200032)),
         "orientation": _exactly(raw.floats(0x00200037), 6),
         "pixel_spacing": _pair(raw.floats(0x00280030)),
         "slice_thickness": raw.number(0x00180050),
@@ -208,14 +272,24 @@ def image_fields(raw: Raw, technical: tuple[tuple[str, Any], ...]) -> dict[str, 
         "b_value": _b_value(raw),
         "gradient": _gradient(raw),
         "complex_component": raw.word(0x00089208),
+        "dimensions": raw.longs(_DIMENSIONS),
+        "technical": technical,
+    }
+
+
+def _own_fields(raw: Raw) -> dict[str, Any]:
+    """The fields that come from the elements in `_OWN`."""
+    acquired, dated = _acquired(raw)
+    return {
+        "instance_number": raw.integer(0x00200013),
+        "acquisition_number": raw.integer(0x00200012),
+        "position": _three(raw.floats(0x00200032)),
         "temporal_position": raw.integer(0x00200100),
         "trigger_time_ms": raw.number(0x00181060),
         "acquired_us": acquired,
         "acquired_dated": dated,
         "content_us": raw.moment(0x00080023, 0x00080033)[0],
         "begin_s": _begin(raw),
-        "dimensions": raw.longs(_DIMENSIONS),
-        "technical": technical,
     }
 
 

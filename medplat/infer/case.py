@@ -17,9 +17,9 @@ from medplat.dicom.codes import CODES
 from medplat.errors import DataError, MedplatError, Refused
 from medplat.infer import outputs
 from medplat.infer.jobs import Job, ModelName, Result, SegKind, Take
-from medplat.infer.restore import restore
+from medplat.infer.restore import restore, restore_values
 from medplat.types import Task, Volume
-from medplat.workflow.schema import ClassifyTask, Input, SegmentTask, TrainWorkflow
+from medplat.workflow.schema import ClassifyTask, Input, RestoreTask, SegmentTask, TrainWorkflow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,7 +181,7 @@ def _read_one(take: Take, wanted: Input, wholes: dict[int, Volume], workers: int
 
 def _phase_of(volume: Volume, wanted: Input) -> int | None:
     """The phase of a 4-D file that the input's rule names."""
-    if volume.array.ndim < 4 or wanted.channels == 3:
+    if volume.array.ndim < 4 or wanted.channels > 1:
         return None
     if wanted.phase_time_s is None:
         return wanted.phase
@@ -207,16 +207,23 @@ def _phase(volume: Volume, phase: int | None) -> Volume:
 
 def _prepare(volumes: list[Volume], workflow: TrainWorkflow, model: Model) -> Any:
     """The model's image: channels on the first one's grid, then the workflow's transforms."""
-    image = loaders.stack(
-        volumes, workflow.inputs, workflow.task.spatial_dims, workflow.infer.register_
-    )
+    loaders.check_directions(volumes, workflow)
+    task = workflow.task
+    dims = 3 if task.kind == "restore" else task.spatial_dims
+    image = loaders.stack(volumes, workflow.inputs, dims, workflow.infer.register_)
     return model.compose({"image": image})["image"]
 
 
 def _predict(image: Any, volume: Volume, model: Model) -> Any:
+    """Label values or restored values on the source's own grid, or probabilities."""
+    from medplat.tasks import restore as restoring
     from medplat.tasks import segment, window
 
-    workflow = model.loaded.workflow
+    workflow, affine = model.loaded.workflow, np.asarray(image.affine, np.float64)
+    task, ends = workflow.task, (0.0, 1.0)
+    if isinstance(task, RestoreTask):
+        ends = restoring.value_range(image, task)
+        image = restoring.to_scale(image, ends)
     logits = window.predict(
         model.loaded.network,
         image,
@@ -227,16 +234,21 @@ def _predict(image: Any, volume: Volume, model: Model) -> Any:
     )
     if not bool(logits.isfinite().all()):
         raise FloatingPointError("a value that is not finite came out of the network")
-    if not isinstance(workflow.task, SegmentTask):
-        return np.asarray(tasks.get(workflow.task.kind).decode(logits.cpu()))
-    affine = np.asarray(image.affine, np.float64)
-    return segment.to_values(restore(logits, affine, volume.geometry), workflow.task)
+    if isinstance(task, RestoreTask):
+        affine = restoring.finer(affine, task.upscale, task.spatial_dims)
+        values = restoring.from_scale(logits.cpu().numpy(), ends)
+        return restore_values(values, affine, outputs.finer_volume(volume, task))
+    if not isinstance(task, SegmentTask):
+        return np.asarray(tasks.get(task.kind).decode(logits.cpu()))
+    return segment.to_values(restore(logits, affine, volume.geometry), task)
 
 
 def _write(job: Job, prediction: Any, volume: Volume, model: Model) -> Result:
     task = model.loaded.workflow.task
     if isinstance(task, ClassifyTask):
         return outputs.write_classify(job, prediction, task, model.name)
+    if isinstance(task, RestoreTask):
+        return outputs.write_restore(job, prediction, volume, task, model.name)
     return outputs.write_segment(
         job, prediction, volume, task, model.name, model.seg, model.overlay
     )

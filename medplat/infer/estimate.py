@@ -39,6 +39,8 @@ def estimate(job: Job, probe: Probe, workflow: TrainWorkflow) -> Estimate:
         for size, one, stride in zip(grid, window, step, strict=False)
     ]
     windows = math.prod(counts)
+    if workflow.task.kind == "restore" and workflow.task.spatial_dims == 2:
+        windows *= job.shape[2]
     padded = [max(size, one) for size, one in zip(grid, window, strict=False)]
     memory = probe.peak_rss_mb + math.prod(padded) * probe.bytes_per_voxel / 1e6
     seconds = None

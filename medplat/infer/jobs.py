@@ -12,7 +12,7 @@ from medplat.types import Image, Series
 if TYPE_CHECKING:
     from medplat.dicom.read import SeriesPlan
 
-SourceKind = Literal["dicom", "nifti", "picture"]
+SourceKind = Literal["dicom", "nifti", "picture", "bag"]
 SegKind = Literal["labelmap", "binary"]
 Number = int | float
 
@@ -27,7 +27,7 @@ class Study:
         kind: Where it comes from.
         series: What `select.choose` chooses from; empty where `images` is given.
         plans: DICOM only: the plan of each of `series`, in the same order.
-        images: NIfTI and pictures: the file of each input.
+        images: NIfTI, pictures and bags: the file of each input.
         missing: Inputs without a file.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from medplat import nifti, paths
 from medplat.dicom import seg
 from medplat.errors import Refused
 from medplat.infer.jobs import Job, ModelName, Number, Result, SegKind
+from medplat.tasks.restore import finer
 from medplat.types import Array, Geometry, Volume
-from medplat.workflow.schema import ClassifyTask, SegmentTask
+from medplat.workflow.schema import ClassifyTask, RestoreTask, SegmentTask
 
 NAMES = (
     "seg.nii.gz",
@@ -23,6 +25,8 @@ NAMES = (
     "seg.png",
     "map.nii.gz",
     "map.png",
+    "restored.nii.gz",
+    "restored.png",
     "result.json",
     "overlay.png",
 )
@@ -96,6 +100,48 @@ def write_classify(job: Job, probabilities: Array, task: ClassifyTask, model: Mo
     }
     result.numbers = {f"{name}_probability": value for name, value in named.items()}
     write_result(job, result, model, {"task": "classify", "probabilities": named})
+    return result
+
+
+def finer_volume(volume: Volume, task: RestoreTask) -> Volume:
+    """The volume on the grid of the task's output, each voxel repeated; itself without a factor."""
+    if task.upscale == 1:
+        return volume
+    array, geometry = volume.array, volume.geometry
+    for axis in range(task.spatial_dims):
+        array = array.repeat(task.upscale, axis)
+    shape = (array.shape[0], array.shape[1], array.shape[2])
+    affine = finer(geometry.affine, task.upscale, task.spatial_dims)
+    return replace(volume, array=array, geometry=replace(geometry, affine=affine, shape=shape))
+
+
+def write_restore(
+    job: Job, values: Array, volume: Volume, task: RestoreTask, model: ModelName
+) -> Result:
+    """Write a restored image: float32 NIfTI, or a picture of the source's depth.
+
+    Args:
+        job: The case.
+        values: (C, x, y, z) in the source's own values, on the grid of `finer_volume`.
+        volume: The first input.
+        task: Its factor says on which grid.
+        model: Named in result.json.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    result = Result("done")
+    geometry = finer_volume(volume, task).geometry
+    if job.kind == "picture":
+        depth = np.iinfo(np.uint16 if volume.array.dtype.itemsize > 1 else np.uint8)
+        pixels = values.round().clip(0, depth.max).astype(depth.dtype)
+        _write_png(pixels[0] if len(pixels) == 1 else pixels, job.folder / "restored.png")
+    else:
+        nifti.write(Volume(values[0], geometry), job.folder / "restored.nii.gz")
+    if job.kind == "dicom":
+        result.notes.append("the restored image is written as NIfTI only, not as DICOM")
+    write_result(job, result, model, {"task": "restore", "upscale": task.upscale})
     return result
 
 
@@ -178,8 +224,9 @@ def _write_dicom(
         result.notes.append(error.message)
 
 
-def _write_png(mask: Array, path: Path) -> None:
+def _write_png(pixels: Array, path: Path) -> None:
+    """Write (x, y, 1), or (3, x, y, 1) in colour."""
     from PIL import Image
 
     with paths.whole(path) as part:
-        Image.fromarray(np.ascontiguousarray(mask[:, :, 0].T)).save(part, "PNG")
+        Image.fromarray(np.ascontiguousarray(pixels[..., 0].T)).save(part, "PNG")

@@ -1,4 +1,4 @@
-"""From logits on the model's grid to class indices on the source's own grid."""
+"""From the model's grid to the source's own: logits to class indices, or values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medplat.types import Affine, Array, Geometry
+from medplat.loaders import real_values
+from medplat.types import Affine, Array, Geometry, Volume
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,46 @@ def restore(logits: Tensor, affine: Affine, geometry: Geometry) -> Array:
     return labels
 
 
+def restore_values(values: Array, affine: Affine, source: Volume) -> Array:
+    """Bring an image back to where it came from; what it does not cover keeps the source's values.
+
+    Args:
+        values: (C, x, y, z) on the model's grid.
+        affine: (4, 4), voxel of it to RAS+ mm.
+        source: The volume that was restored, on the grid that the result is to have.
+
+    Returns:
+        (C, x, y, z) float32 on the source's grid.
+    """
+    geometry = source.geometry
+    into = np.linalg.inv(np.asarray(affine, np.float64)) @ geometry.affine
+    found = real_values(source, len(values))
+    covered = _covered(into, geometry.shape, values.shape[1:])
+    turn = _whole_steps(into, geometry.shape)
+    for channel, kept in zip(values, found, strict=True):
+        if turn is not None:
+            here = _moved(channel, turn, geometry.shape)
+        else:
+            here = _interpolated(channel, into, geometry.shape)
+        kept[covered] = here[covered]
+    return found
+
+
+def _interpolated(channel: Array, into: Affine, shape: tuple[int, ...]) -> Array:
+    from scipy.ndimage import affine_transform
+
+    here: Array = affine_transform(
+        channel,
+        into[:3, :3],
+        offset=into[:3, 3],
+        output_shape=shape,
+        output=np.float32,
+        order=1,
+        mode="nearest",
+    )
+    return here
+
+
 def _whole_steps(into: Affine, shape: tuple[int, int, int]) -> Affine | None:
     """`into` rounded, where it is a signed permutation and a whole shift within the tolerance."""
     rounded = np.rint(into)
@@ -79,20 +120,10 @@ def _moved(labels: Array, turn: Affine, shape: tuple[int, int, int]) -> Array:
 
 
 def _highest(values: Array, into: Affine, shape: tuple[int, ...], dtype: type) -> Array:
-    from scipy.ndimage import affine_transform
-
     best = np.full(shape, -np.inf, np.float32)
     labels: Array = np.zeros(shape, dtype)
     for index, channel in enumerate(values):
-        here = affine_transform(
-            channel,
-            into[:3, :3],
-            offset=into[:3, 3],
-            output_shape=shape,
-            output=np.float32,
-            order=1,
-            mode="nearest",
-        )
+        here = _interpolated(channel, into, shape)
         higher = here > best
         best[higher] = here[higher]
         labels[higher] = index

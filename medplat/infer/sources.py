@@ -1,4 +1,4 @@
-"""SOURCE as cases: a DICOM export, what `medplat convert` wrote, NIfTI files or pictures."""
+"""SOURCE as cases: a DICOM export, what `medplat convert` wrote, NIfTI files, pictures or bags."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NIFTI = (".nii", ".nii.gz")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BAGS = (".safetensors",)
 Shard = tuple[int, int]
 
 
@@ -46,7 +47,7 @@ def find(
     """Look what SOURCE is and list its cases; headers are read, no voxels.
 
     Args:
-        source: A folder, .zip, DICOMDIR, NIfTI file or picture.
+        source: A folder, .zip, DICOMDIR, NIfTI file, picture or bag of features.
         inputs: The model's channels; they tell which NIfTI file is which.
         pseudonyms: The project's.
         workers: Threads that read headers.
@@ -59,14 +60,17 @@ def find(
         raise UsageError(f"{source} does not exist: give a folder, a .zip or a DICOMDIR")
     if (source / "manifest.jsonl").is_file():
         found = Found("nifti", tuple(_converted(source)))
-    elif source.is_file() and _is(source, (*NIFTI, *PICTURES)):
+    elif source.is_file() and _is(source, (*NIFTI, *PICTURES, *BAGS)):
         kind: SourceKind = "nifti" if _is(source, NIFTI) else "picture"
+        kind = "bag" if _is(source, BAGS) else kind
         found = Found(kind, tuple(_files([source], source.parent, inputs, kind)))
     else:
         found = _dicom(source, pseudonyms, workers, shard) or _folder(source, inputs)
     studies = [one for one in found.studies if shard is None or _mine(one, shard)]
     if not found.studies:
-        raise UsageError(f"{source}: nothing to work on (no DICOM image, NIfTI file or picture)")
+        raise UsageError(
+            f"{source}: nothing to work on (no DICOM image, NIfTI file, picture or bag)"
+        )
     return Found(found.kind, tuple(sorted(studies, key=lambda one: one.case)), found.notes)
 
 
@@ -172,7 +176,7 @@ def _from_line(line: dict[str, Any]) -> Series:
 
 
 def _folder(source: Path, inputs: Sequence[Input]) -> Found:
-    """NIfTI files or pictures of a folder and its subfolders."""
+    """NIfTI files, bags or pictures of a folder and its subfolders."""
     if not source.is_dir():
         return Found("nifti", ())
     files = sorted(
@@ -184,6 +188,9 @@ def _folder(source: Path, inputs: Sequence[Input]) -> Found:
     volumes = [path for path in files if _is(path, NIFTI)]
     if volumes:
         return Found("nifti", tuple(_files(volumes, source, inputs, "nifti")))
+    bags = [path for path in files if _is(path, BAGS)]
+    if bags:
+        return Found("bag", tuple(_files(bags, source, inputs, "bag")))
     pictures = [path for path in files if _is(path, PICTURES)]
     return Found("picture", tuple(_files(pictures, source, inputs, "picture")))
 

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medplat import manifest
-from medplat.workflow.schema import ClassifyTask, TrainWorkflow
+from medplat.workflow.schema import ClassifyTask, RestoreTask, TrainWorkflow
 
 FIRST = ("case", "patient", "status", "code", "model", "version")
 
 
 def columns(workflow: TrainWorkflow) -> list[str]:
-    """The columns of the model's numbers."""
+    """The columns of the model's numbers; restore gives none."""
     if isinstance(workflow.task, ClassifyTask):
         return [f"{name}_probability" for name in workflow.task.classes]
+    if isinstance(workflow.task, RestoreTask):
+        return []
     return [f"{label.name}_ml" for label in workflow.task.labels]
 
 

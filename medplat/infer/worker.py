@@ -115,7 +115,7 @@ def probe(model: Model) -> Probe:
     workflow, task = model.loaded.workflow, model.loaded.task
     size = workflow.infer.window or workflow.train.patch_size or ()
     window = tuple(math.ceil(one / model.multiple) * model.multiple for one in size)
-    batch = workflow.infer.batch_size if task.kind == "segment" else 1
+    batch = 1 if task.kind == "classify" else workflow.infer.batch_size
     seconds = None
     if window:
         try:

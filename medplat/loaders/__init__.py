@@ -6,9 +6,17 @@
 from __future__ import annotations
 
 from medplat.loaders.cases import contents, resolve, split
-from medplat.loaders.images import is_picture, read_image, real_values, same_grid, stack
+from medplat.loaders.images import (
+    check_directions,
+    is_picture,
+    read_image,
+    real_values,
+    same_grid,
+    stack,
+)
 
 __all__ = [
+    "check_directions",
     "contents",
     "is_picture",
     "read_image",

@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 
 from medplat import transforms
 from medplat.errors import DataError, MedplatError, Refused
-from medplat.loaders.images import read_image, same_grid, stack
+from medplat.loaders import degraded
+from medplat.loaders.images import check_directions, read_image, same_grid, stack
 from medplat.tasks import classify, segment
-from medplat.types import Array, Case, Geometry
-from medplat.workflow.schema import SegmentTask, TrainWorkflow
+from medplat.types import Array, Case, Geometry, Image
+from medplat.workflow.schema import ClassifyTask, RestoreTask, SegmentTask, TrainWorkflow
 
+KEYS = {"segment": ("image", "label"), "classify": ("image",), "restore": ("image", "reference")}
 CENTRES = 20_000  # voxels of each label that are remembered as possible patch centres
 Key = tuple[int, int, int]  # epoch, case, patch
 
@@ -36,21 +39,23 @@ def read_case(case: Case, workflow: TrainWorkflow) -> dict[str, Any]:
     Returns:
         `case`, `patient`; `image` MetaTensor (C, *spatial) float32; `geometry` of the first image;
         for segment `label` MetaTensor (1, *spatial) and `truth` (*spatial), both class indices; for
-        classify `truth`, the class index. Without label or target there is no `truth`.
+        classify `truth`, the class index. Without label or target there is no `truth`. For restore
+        `image` is (C, x, y, z), a reference of its own being its last channels, and no `truth`.
 
     Raises:
         DataError: A file cannot be read or the label holds an unknown value.
         Refused: The images do not fit together, LABEL_GRID_MISMATCH, or NO_GEOMETRY where a
             transform needs directions that are not known.
     """
-    if "GEOMETRY_FROM_TABLE" in case.codes and _names_axes(workflow):
-        raise Refused(
-            "NO_GEOMETRY",
-            f"case {case.case}: Orientationd needs directions in the patient, which files with an "
-            "identity affine do not have: leave it out",
-        )
     volumes = [read_image(case.images[one.name], one.channels) for one in workflow.inputs]
-    image = stack(volumes, workflow.inputs, workflow.task.spatial_dims, workflow.infer.register_)
+    check_directions(volumes, workflow, f"case {case.case}: ")
+    inputs, dims = workflow.inputs, workflow.task.spatial_dims
+    if isinstance(workflow.task, RestoreTask):
+        dims = 3
+        if workflow.task.reference == "label":
+            inputs = (*inputs, inputs[0].model_copy(update={"name": "reference"}))
+            volumes.append(read_image(Image(_reference(case)), inputs[0].channels))
+    image = stack(volumes, inputs, dims, workflow.infer.register_)
     read = {"case": case.case, "patient": case.patient, "image": image}
     read["geometry"] = volumes[0].geometry
     if isinstance(workflow.task, SegmentTask):
@@ -58,18 +63,18 @@ def read_case(case: Case, workflow: TrainWorkflow) -> dict[str, Any]:
             read["truth"] = _read_label(case, workflow.task, volumes[0].geometry)
             label = torch.from_numpy(read["truth"])[None]
             read["label"] = MetaTensor(label, affine=image.affine.clone())
-    elif case.target is not None:
+    elif isinstance(workflow.task, ClassifyTask) and case.target is not None:
         read["truth"] = classify.to_index(case.target, workflow.task, f"case {case.case}")
     return read
 
 
-def _names_axes(workflow: TrainWorkflow) -> bool:
-    return any("Orientationd" in entry for entry in (*workflow.transforms, *workflow.augment))
+def _reference(case: Case) -> Path:
+    if case.label is None:
+        raise DataError(f"case {case.case}: has no reference image: give it one or leave it out")
+    return case.label
 
 
 def _read_label(case: Case, task: SegmentTask, geometry: Geometry) -> Array:
-    from medplat.types import Image
-
     assert case.label is not None
     volume = read_image(Image(case.label))
     values = volume.array
@@ -112,19 +117,24 @@ class Prepare(Transform):  # type: ignore[misc]
             read = read_case(case, self.workflow)
         except Refused as error:
             raise DataError(f"case {case.case}: {error}: mend it or leave it out") from error
+        if self.workflow.task.kind == "restore":
+            return degraded.prepare(self._transformed(read), self.workflow, training=self.training)
         if "truth" not in read:
             what = "label" if self.workflow.task.kind == "segment" else "target"
             raise DataError(f"case {case.case}: has no {what}: give it one or leave it out")
         truth, geometry = read.pop("truth"), read.pop("geometry")
         if not self.training:
             read.pop("label", None)
-        try:
-            done = dict(self._compose(read))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"case {case.case}: transforms: {_first_line(error)}") from error
+        done = self._transformed(read)
         if self.training:
             return self._for_training(done, truth)
         return done | {"truth": truth, "geometry": geometry}
+
+    def _transformed(self, read: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self._compose(read))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"case {read['case']}: transforms: {_first_line(error)}") from error
 
     def _for_training(self, done: dict[str, Any], truth: Any) -> dict[str, Any]:
         image = done["image"]
@@ -172,8 +182,8 @@ class Patches(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, prepared: Sequence[Mapping[str, Any]], workflow: TrainWorkflow) -> None:
         self.prepared = prepared
-        self.train = workflow.train
-        self.classify = workflow.task.kind == "classify"
+        self.workflow, self.train = workflow, workflow.train
+        self._keys = KEYS[workflow.task.kind]
         self._augment = transforms.compose(workflow.augment) if workflow.augment else None
 
     def __len__(self) -> int:
@@ -184,8 +194,10 @@ class Patches(torch.utils.data.Dataset[dict[str, Any]]):
         prepared = self.prepared[index]
         name = zlib.crc32(prepared["case"].encode())
         rng = np.random.default_rng([self.train.seed, epoch, name, patch])
-        keys = ("image",) if self.classify else ("image", "label")
-        part = {one: prepared[one] for one in keys}
+        if self.workflow.task.kind == "restore":
+            part = degraded.pair(prepared, self.workflow, rng)
+        else:
+            part = {one: prepared[one] for one in self._keys}
         if self.train.patch_size is not None:
             part = self._cut(part, prepared.get("centres"), rng)
         else:
@@ -193,10 +205,11 @@ class Patches(torch.utils.data.Dataset[dict[str, Any]]):
         if self._augment is not None:
             self._augment.set_random_state(seed=int(rng.integers(2**31)))
             part = dict(self._augment(part))
-        example: dict[str, Any] = {one: _plain(part[one]) for one in keys}
-        if self.classify:
+        example: dict[str, Any] = {one: _plain(part[one]) for one in self._keys}
+        example["case"] = prepared["case"]
+        if "target" in prepared:
             example["target"] = prepared["target"]
-        else:
+        if "label" in example:
             example["label"] = _whole(example["label"], prepared["case"])
         return example
 
@@ -213,7 +226,12 @@ class Patches(torch.utils.data.Dataset[dict[str, Any]]):
         else:
             room = [have - one for have, one in zip(shape, size, strict=True)]
             start = [int(rng.integers(min(0, one), max(0, one) + 1)) for one in room]
-        return {key: cut(value, start, size) for key, value in part.items()}
+        factor = getattr(self.workflow.task, "upscale", 1)
+        finer = {"reference": factor}
+        return {
+            key: cut(value, *([one * finer.get(key, 1) for one in at] for at in (start, size)))
+            for key, value in part.items()
+        }
 
 
 def cut(tensor: Any, start: Sequence[int], size: Sequence[int]) -> Any:
@@ -334,7 +352,10 @@ def size_in_memory(prepared: Mapping[str, Any]) -> int:
 def train_loader(
     prepared: Sequence[Mapping[str, Any]], workflow: TrainWorkflow
 ) -> DataLoader[dict[str, Any]]:
-    """Batches of `image` (B, C, *spatial) and `label` (B, 1, *spatial) or `target` (B,)."""
+    """Batches of `image` (B, C, *spatial) and `label` (B, 1, *spatial), `reference` or `target`.
+
+    Bags of different sizes stay a list of (C, n). `case` names the cases.
+    """
     train = workflow.train
     workers = train.loader_workers
     return DataLoader(
@@ -356,6 +377,9 @@ def together(examples: list[dict[str, Any]]) -> dict[str, Any]:
         DataError: Their images differ in size.
     """
     sizes = dict.fromkeys("x".join(map(str, one["image"].shape[1:])) for one in examples)
+    if len(sizes) > 1 and examples[0]["image"].ndim == 2:
+        bags = [one.pop("image") for one in examples]
+        return dict(default_collate(examples)) | {"image": bags}
     if len(sizes) > 1:
         raise DataError(
             f"a batch holds images of {' and '.join(list(sizes)[:2])} voxels: set "
@@ -375,8 +399,8 @@ def validation_loader(prepared: Sequence[Mapping[str, Any]]) -> DataLoader[dict[
 
 
 def class_counts(cases: Sequence[Case], workflow: TrainWorkflow) -> list[int] | None:
-    """Cases of each class, None for segment."""
-    if isinstance(workflow.task, SegmentTask):
+    """Cases of each class; None where there are no classes of cases."""
+    if not isinstance(workflow.task, ClassifyTask):
         return None
     found = [case.target for case in cases]
     return [found.count(name) for name in workflow.task.classes]

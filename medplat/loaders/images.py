@@ -1,7 +1,8 @@
 """Image files to volumes, and the volumes of one case to the tensor that a model sees.
 
 Volumes are (x, y, z[, t]), tensors (C, *spatial). A picture (PNG, JPEG) is a volume of one slice
-with x the column, y the row; a colour picture's channels stand on the fourth axis.
+with x the column, y the row; a colour picture's channels stand on the fourth axis. A bag of n
+feature vectors is a volume of n voxels along x, its features on the fourth axis.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from medplat import nifti
-from medplat.errors import DataError, Refused
+from medplat.errors import DataError, MissingExtra, Refused
 from medplat.types import Array, Geometry, Image, Volume
-from medplat.workflow.schema import Input
+from medplat.workflow.schema import Input, TrainWorkflow
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BAG = ".safetensors"
 GRID_TOLERANCE = 0.01  # of a voxel, at the corners
 
 
@@ -34,7 +36,7 @@ def read_image(image: Image, channels: int = 1) -> Volume:
     """Read one image of a case.
 
     Args:
-        image: A NIfTI file, and which phase of it; or a picture.
+        image: A NIfTI file, and which phase of it; a picture; or a bag.
         channels: 3 reads a picture in colour.
 
     Raises:
@@ -44,7 +46,30 @@ def read_image(image: Image, channels: int = 1) -> Volume:
         raise DataError(f"{image.path}: no such file")
     if is_picture(image.path):
         return _read_picture(image.path, channels)
+    if image.path.suffix.lower() == BAG:
+        return _read_bag(image.path)
     return nifti.read(image.path, phase=image.phase)
+
+
+def _read_bag(path: Path) -> Volume:
+    """The tensor `features` (n, C) of a safetensors file."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise MissingExtra("a bag of features", error.name or "safetensors") from error
+    try:
+        features = load_file(path).get("features")
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a safetensors file that can be read") from error
+    if features is None or features.ndim != 2 or not len(features):
+        has = "none" if features is None else f"one of shape {features.shape}"
+        raise DataError(f"{path}: needs a tensor 'features' (n, features) with n >= 1, has {has}")
+    values = features.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: holds features that are not finite: compute them again")
+    shape = (len(values), 1, 1)
+    return Volume(values[:, None, None, :], Geometry(np.eye(4), shape, orientation="unknown"))
 
 
 def _read_picture(path: Path, channels: int) -> Volume:
@@ -94,6 +119,26 @@ def same_grid(one: Geometry, other: Geometry) -> bool:
     return bool(apart <= GRID_TOLERANCE * max(voxel, 1e-6))
 
 
+def check_directions(volumes: Sequence[Volume], workflow: TrainWorkflow, where: str = "") -> None:
+    """Refuse a case whose transforms ask how it lies in the patient where no file says so.
+
+    Args:
+        volumes: The images of the case.
+        workflow: Its transforms and augmentation.
+        where: Begins the sentence.
+
+    Raises:
+        Refused: NO_GEOMETRY.
+    """
+    asked = any("Orientationd" in one for one in (*workflow.transforms, *workflow.augment))
+    if asked and any(one.geometry.orientation == "unknown" for one in volumes):
+        raise Refused(
+            "NO_GEOMETRY",
+            f"{where}Orientationd needs directions in the patient, which the file does not state "
+            "(published files with an identity affine, pictures): leave it out",
+        )
+
+
 def stack(
     volumes: Sequence[Volume],
     inputs: Sequence[Input],
@@ -105,11 +150,12 @@ def stack(
     Args:
         volumes: One for each input, in order.
         inputs: The model's channels.
-        spatial_dims: 3; or 2, and then each volume is a single slice.
+        spatial_dims: 3; 2, and then each volume is a single slice; or 1, a bag.
         register: "rigid" first aligns volumes of another frame of reference.
 
     Returns:
-        float32 (C, x, y, z) or (C, x, y) with the first volume's affine, (4, 4), in `affine`.
+        float32 (C, x, y, z), (C, x, y) or (C, n) with the first volume's affine, (4, 4), in
+        `affine`.
 
     Raises:
         Refused: FRAME_OF_REFERENCE where two images have different ones and `register` is "no";
@@ -124,6 +170,10 @@ def stack(
         values = real_values(volume, wanted.channels)
         channels.append(_on_grid(values, volume.geometry, first, channels, wanted.name, register))
     stacked = np.concatenate(channels)
+    if spatial_dims == 1:
+        if stacked.shape[2:] != (1, 1):
+            raise Refused("MIXED_SHAPE", "task.spatial_dims is 1 and the input is an image: use 2")
+        stacked = stacked[..., 0, 0]
     if spatial_dims == 2:
         if stacked.shape[3] != 1:
             raise Refused(

@@ -11,10 +11,11 @@ from typing import Any
 
 from medplat import manifest, nifti
 from medplat.dicom.codes import CODES, SETTLED_BY
-from medplat.report import charts, page, pictures
+from medplat.report import charts, page
 from medplat.types import Array, Volume
 
 FOLDER = ".pictures"
+_TEMPLATE = "convert.html"
 _RANK = {"failed": 0, "rejected": 1, "warned": 2, "converted": 3, "skipped": 4}
 _GAPS = {"MISSING_SLICE", "UNEVEN_SPACING", "DUPLICATE_SLICE"}
 _VIEWS = "axial, coronal and sagittal, the patient's right on the left"
@@ -38,6 +39,8 @@ def keep_pictures(
         invert: True for MONOCHROME1.
         mask: (x, y, z) label values that are outlined.
     """
+    from medplat.report import pictures
+
     limits = pictures.window(volume.array)
     slices = pictures.triptych(volume, limits=limits, invert=invert, mask=mask)
     found: dict[str, Any] = {
@@ -94,7 +97,12 @@ def write(
         "unused": _unused(listed),
     }
     shown = [_row(out, line) for line in ordered]
-    return page.write_pages(out / "report.html", "convert.html", shown, context)[0]
+    return page.write_pages(out / "report.html", _TEMPLATE, shown, context)[0]
+
+
+def prepare() -> None:
+    """Do what `write` can do before there is anything to report."""
+    page.prepare(_TEMPLATE)
 
 
 def _row(out: Path, line: manifest.Line) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 import medplat
 from medplat import paths
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 ROWS_A_PAGE = 200
@@ -25,6 +25,8 @@ ROWS_A_PAGE = 200
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # 50 ms that `--help` saves.
+
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -51,6 +53,11 @@ def _policy() -> str:
     )
 
 
+def prepare(template: str) -> None:
+    """Compile a template: what its first `render` would spend most of its time on."""
+    _environment().get_template(template)
+
+
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Fill a template of this package.
 
@@ -61,6 +68,8 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     Returns:
         The whole page.
     """
+    from markupsafe import Markup
+
     return (
         _environment()
         .get_template(template)

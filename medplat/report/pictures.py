@@ -60,12 +60,13 @@ def window(array: Array, low: float = 1.0, high: float = 99.0) -> tuple[float, f
     """Grey window of a volume in stored values: percentiles over all of it, all phases together.
 
     Args:
-        array: Any shape; thinned out to some 200,000 values.
+        array: Any shape; thinned out to some 60,000 values.
         low: Percentile shown black.
         high: Percentile shown white.
     """
     values = _thinned(array)
-    values = values[np.isfinite(values)]
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0, 1.0
     bottom, top = (float(one) for one in np.percentile(values, (low, high)))
@@ -75,9 +76,9 @@ def window(array: Array, low: float = 1.0, high: float = 99.0) -> tuple[float, f
 
 
 def _thinned(array: Array) -> Array:
-    step = max(1, round((array.size / 200_000) ** (1 / max(array.ndim, 1))))
+    step = max(1, round((array.size / 60_000) ** (1 / max(array.ndim, 1))))
     spatial = (slice(None, None, step),) * min(array.ndim, 3)
-    return np.asarray(array[spatial]).astype(np.float64, copy=False).ravel()
+    return np.asarray(array[spatial]).ravel()
 
 
 def panes(
@@ -211,8 +212,10 @@ def draw(pane: Pane, limits: tuple[float, float], pixels_per_mm: float) -> Image
 
 def _grey(pixels: Array, limits: tuple[float, float]) -> _Bytes:
     low, high = limits
-    values = (pixels.astype(np.float64) - low) / ((high - low) or 1.0)
-    return (np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
+    with np.errstate(over="ignore"):
+        values = np.subtract(pixels, low, dtype=np.float32)
+        values *= 255 / ((high - low) or 1.0)
+    return np.nan_to_num(values, copy=False).clip(0, 255).astype(np.uint8)
 
 
 def _outlined(grey: Image.Image, mask: Array) -> Image.Image:
@@ -331,5 +334,7 @@ def data_uri(image: Image.Image, limit: int = LIMIT) -> str:
 
 def _encodings() -> list[tuple[str, Mapping[str, Any]]]:
     if features.check("webp"):
+        from PIL import WebPImagePlugin  # noqa: F401  Else Pillow imports all its formats for it.
+
         return [("webp", {"quality": quality, "method": 1}) for quality in (88, 70, 50)]
     return [("png", {"optimize": True})]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from medplat.errors import WorkflowError
 from medplat.types import Array, Task
-from medplat.workflow.schema import ClassifyTask, TrainWorkflow
+from medplat.workflow.schema import ClassifyTask, RestoreTask, TrainWorkflow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Logits = Tensor | Sequence[Tensor]
     Loss = Callable[[Logits, Mapping[str, Any]], Tensor]
 
-KINDS = ("segment", "classify")
+KINDS = ("segment", "classify", "restore")
 
 
 class TaskModule(Protocol):
@@ -46,6 +46,7 @@ class TaskModule(Protocol):
         """Logits of one case, (C, *spatial), to what `case_metrics` and the outputs want.
 
         segment: (*spatial) class indices, 0 the background. classify: (C,) probabilities.
+        restore: (C, *spatial) values, 0 and 1 being the ends of the range that the network saw.
         """
         ...
 
@@ -69,18 +70,23 @@ class TaskModule(Protocol):
 
 
 def task_of(workflow: TrainWorkflow) -> Task:
-    """The task as a model plugin's `build` wants it; segment counts the background as a class."""
-    section = workflow.task
+    """The task as a model plugin's `build` wants it.
+
+    segment counts the background as a class; restore gives the channels of the first input.
+    """
+    section, upscale = workflow.task, 1
     if isinstance(section, ClassifyTask):
         out_channels = len(section.classes)
+    elif isinstance(section, RestoreTask):
+        out_channels, upscale = workflow.inputs[0].channels, section.upscale
     else:
         out_channels = len(section.labels) + 1
     in_channels = sum(one.channels for one in workflow.inputs)
-    return Task(section.kind, section.spatial_dims, in_channels, out_channels)
+    return Task(section.kind, section.spatial_dims, in_channels, out_channels, upscale)
 
 
 def get(kind: str) -> TaskModule:
-    """The module of one kind of task ("segment", "classify").
+    """The module of one kind of task ("segment", "classify", "restore").
 
     Raises:
         WorkflowError: There is no such kind.

@@ -38,17 +38,21 @@ def to_indices(values: Array, task: SegmentTask, where: str = "label") -> Array:
     Raises:
         DataError: The file holds a value that the task does not name, or a fraction.
     """
-    stored = [0, *(label.value for label in task.labels)]
+    named = [label.values for label in task.labels]
     found = np.unique(values)
-    unknown = [f"{value:g}" for value in found if value not in stored]
+    named_here = found == 0
+    for one in named:
+        named_here |= (found >= one[0]) & (found <= one[-1]) & (found == np.floor(found))
+    unknown = [f"{value:g}" for value in found[~named_here]]
     if unknown:
+        known = ("-".join(dict.fromkeys(map(str, (one[0], one[-1])))) for one in named)
         raise DataError(
             f"{where}: holds the value {', '.join(unknown[:5])}, task.labels names only "
-            f"{', '.join(str(value) for value in stored)}: add the label or mend the file"
+            f"0, {', '.join(known)}: add the label or mend the file"
         )
-    indices = np.zeros(values.shape, dtype=_index_type(len(stored)))
-    for index, value in enumerate(stored[1:], start=1):
-        indices[values == value] = index
+    indices = np.zeros(values.shape, dtype=_index_type(len(named) + 1))
+    for index, one in enumerate(named, start=1):
+        indices[(values >= one[0]) & (values <= one[-1])] = index
     return indices
 
 

@@ -1,4 +1,4 @@
-"""Run a network over one image: by windows for segment, at once for classify.
+"""Run a network over one image: by windows, at once for classify.
 
 Training's validation, `evaluate` and `infer` all use this one function.
 """
@@ -33,25 +33,28 @@ def predict(
     Args:
         network: On `device`, in evaluation mode; with deep supervision its first output counts.
         image: (C, *spatial), after the workflow's transforms; the windows are summed on its device.
+            For restore (C, x, y, z), of which a 2-D task takes each slice.
         workflow: The model's own workflow.
         task: What the network was built for.
         device: Where the network runs.
         multiple: The plugin's `CARD.multiple`.
 
     Returns:
-        float32 logits: (out_channels, *spatial) for segment, (out_channels,) for classify.
+        float32 logits: (out_channels, *spatial) for segment and restore, `task.upscale` times as
+        large; (out_channels,) for classify.
 
     Raises:
         ValueError: The image has other dimensions than the task.
     """
-    if image.ndim != task.spatial_dims + 1:
+    slices = task.kind == "restore" and task.spatial_dims == 2
+    if image.ndim != (4 if slices else task.spatial_dims + 1):
         raise ValueError(f"the image has {image.ndim - 1} dimensions, the task {task.spatial_dims}")
-    values = image.as_tensor() if isinstance(image, MetaTensor) else image
-    batch = values.to(torch.float32)[None]
+    values = (image.as_tensor() if isinstance(image, MetaTensor) else image).to(torch.float32)
+    batch = values.permute(3, 0, 1, 2) if slices else values[None]
     with torch.no_grad():
         if task.kind == "classify":
             return _fresh(network(batch.to(device)))[0]
-        window = window_size(workflow, tuple(values.shape[1:]), multiple)
+        window = window_size(workflow, tuple(batch.shape[2:]), multiple)
         logits = sliding_window_inference(
             batch,
             roi_size=window,
@@ -62,7 +65,8 @@ def predict(
             sw_device=device,
             device=batch.device,
         )
-    return torch.as_tensor(logits)[0]
+    found = torch.as_tensor(logits)
+    return found.permute(1, 2, 3, 0) if slices else found[0]
 
 
 def window_size(

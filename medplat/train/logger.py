@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 
 from medplat import console
-from medplat.errors import DataError
 
 
 class Sink(Protocol):
@@ -59,13 +58,9 @@ class Epochs(pl.Callback):  # type: ignore[misc]
         Raises:
             DataError: The loss is no longer a number.
         """
+        pl_module.check_loss()
         epoch = trainer.current_epoch
         loss = float(torch.stack(pl_module.losses).float().mean()) if pl_module.losses else math.nan
-        if not math.isfinite(loss):
-            raise DataError(
-                f"epoch {epoch + 1}: the loss is {loss}: lower train.learning_rate or train.clip, "
-                "or look for infinite voxels in the images"
-            )
         numbers = {
             "train_loss": loss,
             "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),

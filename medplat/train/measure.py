@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medplat import paths, tasks
 from medplat.tasks import window
+from medplat.tasks.restore import from_scale
 from medplat.types import Affine, Array, Geometry
 from medplat.workflow.schema import TrainWorkflow
 
@@ -38,12 +39,17 @@ class Measure:
     def predict(
         self, network: nn.Module, case: Mapping[str, Any], device: torch.device | str
     ) -> Array:
-        """Class indices on the case's own grid, or probabilities (C,)."""
+        """Class indices on the case's own grid, probabilities (C,), or values.
+
+        Of restore (2, C, x, y, z): the restored image, then the input on the same grid.
+        """
         task = tasks.task_of(self.workflow)
         image = case["image"]
         logits = window.predict(
             network, image, self.workflow, task, device, multiple=self.multiple
         ).cpu()
+        if task.kind == "restore":
+            return _both(logits, image, case["ends"])
         if task.kind != "segment":
             return np.asarray(tasks.get(task.kind).decode(logits))
         indices = self.restore(logits, np.asarray(image.affine, np.float64), case["geometry"])
@@ -76,6 +82,18 @@ class Measure:
     def primary(self) -> str:
         """The metric by which the best checkpoint is chosen."""
         return tasks.get(self.workflow.task.kind).PRIMARY
+
+
+def _both(restored: Tensor, image: Tensor, ends: tuple[float, float]) -> Array:
+    """The restored image and its input, in the image's own values, on the restored one's grid."""
+    from torch.nn.functional import interpolate
+
+    shape = restored.shape[1:]
+    plain = torch.as_tensor(np.asarray(image))[: len(restored)]
+    if plain.shape[1:] != shape:
+        plain = interpolate(plain[None], size=shape, mode="trilinear", align_corners=False)[0]
+    both: Array = from_scale(torch.stack([restored, plain]), ends).numpy()
+    return both
 
 
 def write_cases(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

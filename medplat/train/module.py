@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medplat.errors import DataError
 from medplat.train.measure import Measure
 from medplat.workflow.schema import Train
 
@@ -41,6 +42,7 @@ class Training(pl.LightningModule):  # type: ignore[misc]
         self._train = train
         self._total_steps = total_steps
         self._measure = measure
+        self._step: tuple[Tensor, str] | None = None
         self.losses: list[Tensor] = []
         self.rows: list[dict[str, Any]] = []
 
@@ -50,10 +52,7 @@ class Training(pl.LightningModule):  # type: ignore[misc]
         """Training batches move; whole cases stay, their windows move one by one."""
         if "geometry" in batch:
             return batch
-        return {
-            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
+        return moved(batch, device)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Seed from (seed, epoch, batch), so that a resumed run draws what this one draws."""
@@ -64,10 +63,30 @@ class Training(pl.LightningModule):  # type: ignore[misc]
         random.seed(number)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """The loss of one batch.
+
+        Raises:
+            DataError: The loss of the batch before is not finite; its cases are named. One batch
+                late, so that a GPU is not waited for.
+        """
+        self.check_loss()
         loss = self._loss(self.network(batch["image"]), batch)
         self.losses.append(loss.detach())
+        self._step = self.losses[-1], ", ".join(batch.get("case", ()))
         return loss
+
+    def check_loss(self) -> None:
+        """Look at the loss of the latest batch, once.
+
+        Raises:
+            DataError: It is not finite.
+        """
+        step, self._step = self._step, None
+        if step is not None and not math.isfinite(value := float(step[0])):
+            raise DataError(
+                f"epoch {self.current_epoch + 1}: the loss is {value} with the cases {step[1]}: "
+                "look for infinite voxels in them, or lower train.learning_rate or train.clip"
+            )
 
     def validation_step(self, case: Mapping[str, Any], batch_idx: int) -> None:
         """Predict and measure one whole case on its own grid."""
@@ -83,10 +102,44 @@ class Training(pl.LightningModule):  # type: ignore[misc]
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": rule, "interval": "step"}}
 
 
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors, and those of a list of bags, on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(one) for one in value]
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {key: move(value) for key, value in batch.items()}
+
+
+def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameters with weight decay, and those without: norms and what a plugin marks.
+
+    A plugin marks a parameter by the attribute `_no_weight_decay` (A and D of a scan).
+    """
+    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    own = {
+        id(one)
+        for module in network.modules()
+        if isinstance(module, norms)
+        for one in module.parameters(recurse=False)
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for one in network.parameters():
+        if one.requires_grad:
+            plain = id(one) in own or getattr(one, "_no_weight_decay", False)
+            groups[int(plain)]["params"].append(one)
+    return [group for group in groups if group["params"]]
+
+
 def optimizer(network: nn.Module, train: Train) -> torch.optim.Optimizer:
     """The optimizer that the workflow names (SGD with Nesterov momentum 0.99)."""
-    parameters = [one for one in network.parameters() if one.requires_grad]
     rate, decay = train.learning_rate, train.weight_decay
+    parameters = parameter_groups(network, decay)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     if train.optimizer == "adam":

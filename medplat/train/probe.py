@@ -20,6 +20,7 @@ from medplat.errors import UsageError
 from medplat.loaders import batches
 from medplat.train.measure import Measure
 from medplat.train.memory import Peak, free_bytes, shown
+from medplat.train.module import moved
 from medplat.workflow.schema import TrainWorkflow
 
 MARGIN = 0.9  # of the free memory may be asked for
@@ -154,12 +155,9 @@ class _Step:
         self.network, self.loss, self.device, self.autocast = network, loss, device, autocast
 
     def __call__(self, batch: Mapping[str, Any]) -> None:
-        moved = {
-            key: value.to(self.device) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
+        batch = moved(batch, self.device)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            loss = self.loss(self.network(moved["image"]), moved)
+            loss = self.loss(self.network(batch["image"]), batch)
         torch.autograd.backward(loss)
         self.network.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -176,9 +174,11 @@ def _check_fits(
 ) -> None:
     """Scale up what half a patch takes; raise before the whole batch is tried."""
     image = batch["image"]
+    if isinstance(image, list) or image.ndim == 3:
+        return  # bags are small
     whole = tuple(image.shape[2:])
     half = tuple(max(multiple, _up(side // 2, multiple)) for side in whole)
-    small = {key: _shrunk(value, half) for key, value in batch.items()}
+    small = {key: _shrunk(value, whole, half) for key, value in batch.items()}
     try:
         with Peak(step.device) as peak:
             step(small)
@@ -196,13 +196,16 @@ def _up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
 
-def _shrunk(value: Any, size: Sequence[int]) -> Any:
-    """The first example of a batch, its first voxels along each axis."""
+def _shrunk(value: Any, whole: Sequence[int], half: Sequence[int]) -> Any:
+    """The first example of a batch, its first voxels along each axis: half of a `whole` image."""
     if not isinstance(value, Tensor):
         return value
     if value.ndim < 3:
         return value[:1]
-    return value[(slice(0, 1), slice(None), *(slice(0, side) for side in size))]
+    sides = [
+        have * part // all_ for have, part, all_ in zip(value.shape[2:], half, whole, strict=True)
+    ]
+    return value[(slice(0, 1), slice(None), *(slice(0, side) for side in sides))]
 
 
 def _proposal(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from medplat import console, registry, transforms
 from medplat.errors import MissingExtra, PluginError, UsageError, WorkflowError
+from medplat.tasks.restore import SPATIAL
 from medplat.workflow import explain, tree
 from medplat.workflow.schema import (
     ConvertWorkflow,
@@ -32,7 +33,13 @@ KINDS: dict[str, type[BaseModel]] = {
 }
 Config = TypeVar("Config", bound=BaseModel)
 # What the reader of a case puts into it, for the `keys` of transforms (`medplat.loaders`).
-KEYS = {"segment": ("image", "label"), "classify": ("image",), "convert": ("image", "label")}
+KEYS = {
+    "segment": ("image", "label"),
+    "classify": ("image",),
+    "restore": ("image",),
+    "convert": ("image", "label"),
+}
+PAIR = ("image", "reference")  # what an augmentation of restore sees
 
 
 def read(
@@ -88,6 +95,7 @@ def _read(
         raise WorkflowError(_lines(problems))
     workflow = _validate(model, source.value, source, problems)
     _check_transforms(source, problems)
+    _check_values_kept(source, problems)
     names = _check_names(source, problems) if depth != "nothing" else ()
     resolved = _check_configs(names, source, problems) if depth == "config" else {}
     if "model" in resolved and isinstance(workflow, TrainWorkflow):
@@ -189,10 +197,25 @@ def _check_transforms(source: Tree, problems: list[tuple[str, str]]) -> None:
     for section in ("transforms", "augment"):
         given = source.value.get(section)
         if isinstance(given, list):
-            for found in transforms.check(given, KEYS.get(kind), random=section == "augment"):
+            random = section == "augment"
+            keys = PAIR if random and kind == "restore" else KEYS.get(kind)
+            for found in transforms.check(given, keys, random=random):
                 loc = (section, *found.loc)
                 place = source.place(loc, key=found.on_key)
                 problems.append((place, f"{'.'.join(map(str, loc))}: {found.text}"))
+
+
+def _check_values_kept(source: Tree, problems: list[tuple[str, str]]) -> None:
+    """A restored image is written in the source's own values: no transform may change them."""
+    task, given = source.value.get("task"), source.value.get("transforms")
+    if not isinstance(task, dict) or task.get("kind") != "restore" or not isinstance(given, list):
+        return
+    for index, entry in enumerate(given):
+        for name in entry if isinstance(entry, dict) else ():
+            if name not in SPATIAL:
+                text = "changes values: restore scales by task.range and back; leave it out"
+                place = source.place(("transforms", index, name), key=True)
+                problems.append((place, f"transforms.{index}.{name}: {text}"))
 
 
 def _check_names(source: Tree, problems: list[tuple[str, str]]) -> list[tuple[registry.Kind, str]]:

@@ -6,6 +6,7 @@ of the plugin's own `Config` and are checked in a second step (`workflow.read`).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,7 +128,23 @@ class Label(Strict):
     value: Annotated[int, Field(gt=0, le=65535)] = Field(
         description="Its value in the label files."
     )
+    last: Annotated[int, Field(gt=0, le=65535)] | None = Field(
+        None,
+        description="Values from `value` up to this one are read as this label: instances, or "
+        "parts that count as one structure.",
+    )
     code: Code | None = Field(None, description="SNOMED CT code of the structure, for DICOM SEG.")
+
+    @property
+    def values(self) -> range:
+        """Every value of the label files that means this label."""
+        return range(self.value, (self.last or self.value) + 1)
+
+    @model_validator(mode="after")
+    def _last_is_not_first(self) -> Label:
+        if self.last is not None and self.last < self.value:
+            raise ValueError(f"last, {self.last}, is less than value, {self.value}")
+        return self
 
 
 class SegmentTask(Strict):
@@ -139,10 +156,12 @@ class SegmentTask(Strict):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> SegmentTask:
-        for what in ("name", "value"):
-            found = [getattr(label, what) for label in self.labels]
-            if len(set(found)) < len(found):
-                raise ValueError(f"two labels have the same {what}")
+        names = [label.name for label in self.labels]
+        if len(set(names)) < len(names):
+            raise ValueError("two labels have the same name")
+        ordered = sorted((label.values for label in self.labels), key=lambda one: one.start)
+        if any(one.stop > other.start for one, other in pairwise(ordered)):
+            raise ValueError("two labels have the same value")
         return self
 
 
@@ -206,8 +225,11 @@ class RestoreTask(Strict):
 
     kind: Literal["restore"]
     spatial_dims: Literal[2, 3] = 2
+    reference: Literal["image", "label"] = Field(
+        "image", description="The clean image, out of which the input is made; or the label file."
+    )
     degrade: tuple[Degradation, ...] = Field(
-        (), description="Makes the inputs out of clean images; none: the reference is the label."
+        (), description="What is done to the clean image, one after the other."
     )
     upscale: Literal[1, 2, 3, 4] = Field(
         1, description="Voxels of the output for one of the input, along each axis."
@@ -225,6 +247,11 @@ class RestoreTask(Strict):
     def _something_to_restore(self) -> RestoreTask:
         if self.range is not None and self.range[0] >= self.range[1]:
             raise ValueError("range: its first number must be less than its second")
+        made = bool(self.degrade) or self.upscale > 1
+        if self.reference == "image" and not made:
+            raise ValueError("degrade: is empty; say what is done to the clean images")
+        if self.reference == "label" and made:
+            raise ValueError("reference label: leave out degrade and upscale")
         return self
 
 

@@ -105,6 +105,32 @@ def test_no_marker_name_id_or_date_comes_out(
     assert b"ax T1" in files["manifest.jsonl"]
 
 
+def test_a_damaged_length_lets_no_other_element_through(tmp_path: Path, project: Path) -> None:
+    """Each text element in turn takes in what follows it: names, ids, dates."""
+    (whole,) = export.stack(tmp_path / "whole", 1, 1, (0.0,))
+    markers = plant(whole)
+    data = whole.read_bytes()
+    for number, element in enumerate(pydicom.dcmread(whole, stop_before_pixels=True)):
+        if element.VR not in TEXT | {"UI", "DA", "TM", "DS", "IS"} or element.VR == "UT":
+            continue
+        tag = element.tag
+        head = bytes([tag.group & 255, tag.group >> 8, tag.element & 255, tag.element >> 8])
+        at = data.index(head + element.VR.encode()) + 6
+        own = int.from_bytes(data[at : at + 2], "little")
+        for more in (20, 300):
+            spoiled = data[:at] + (own + more).to_bytes(2, "little") + data[at + 2 :]
+            path = tmp_path / "source" / f"{number}" / f"{more}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(spoiled)
+    out = project.parent / "out"
+    convert.run(tmp_path / "source", out, project=project, workers=1)
+    assert len(list((tmp_path / "source").iterdir())) > 200
+    for name, content in everything(out).items():
+        lowered = content.lower()
+        leaked = [one for one in [*markers, *DATES] if one.lower().encode() in lowered]
+        assert not leaked, f"{name} holds {leaked}"
+
+
 def test_keep_lets_through_what_it_names_and_no_more(tmp_path: Path, project: Path) -> None:
     source = tmp_path / "source"
     export.stack(source, 1, 1, (0, 2, 4))

@@ -80,6 +80,10 @@ def test_each_action_settles_its_series(source: Path, project: Path) -> None:
     assert {reasons[f"d/IM4_{99 - n:03d}"] for n in range(1, 5)} == {"EXCLUDED"}
     page = (project.parent / "out" / "report.html").read_text()
     assert "decided by B. Reader" in page
+    # Each code stands before its own sentence, and needs no advice any more.
+    assert "<b>SHEARED</b></span> the slices slide sideways" in page
+    assert "<b>UNEVEN_SPACING</b></span> slice distances run" in page
+    assert "Keep the shear in the affine" not in page
     # The later acquisition is the later phase.
     image = nib.load(project.parent / "out" / after[DOUBTFUL]["outputs"][0]["path"])
     values = np.asarray(image.dataobj)
@@ -105,6 +109,7 @@ def test_the_report_offers_the_line(source: Path, project: Path) -> None:
     ):
         assert f"{export.uid(1, series)},{action},BY,REASON" in page
     assert f"{export.uid(1, GOOD)}," not in page
+    assert "Keep the shear in the affine" in page
 
 
 @pytest.mark.parametrize(

@@ -217,3 +217,43 @@ def test_a_case_without_truth_cannot_score_the_worst():
     assert evaluate.has_truth(workflow, Case("x", "px", target="ill"))
     assert not evaluate.has_truth(workflow, Case("x", "px"))
     assert not evaluate.has_truth(workflow, Case("x", "px", target="unknown"))
+
+
+RESTORE = TRAIN[: TRAIN.index("transforms:")] + (
+    "task: {kind: restore, degrade: [{kind: rician, noise_percent: 5}]}\nmodel: {name: unet}\n"
+)
+
+
+def test_restore_has_the_input_beside_it_and_the_gain():
+    workflow = workflow_read.read_text(RESTORE, "train.yaml", kind="train", plugins=False)
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "case": f"c{n}",
+            "patient": f"p{n}",
+            "psnr": 30 + rng.normal(),
+            "psnr_input": 25.0,
+            "mae": 2.0,
+        }
+        for n in range(12)
+    ]
+    numbers = evaluate_numbers.measure(workflow, rows, replicates=100, seed=0)
+    gain = numbers.metrics["psnr_gain"]
+    assert gain.value == pytest.approx(np.mean([row["psnr"] for row in rows]) - 25)
+    assert gain.low < gain.value < gain.high
+    assert numbers.metrics["psnr_input"].value == 25.0
+    assert numbers.worst["psnr"][0][1] == min(row["psnr"] for row in rows)
+    assert numbers.notes == []
+    few = evaluate_numbers.measure(workflow, rows[:4], replicates=50, seed=0)
+    assert few.notes == ["4 cases: too few to rely on"]
+
+
+def test_the_worst_row_of_a_restoration_is_that_of_the_others():
+    workflow = workflow_read.read_text(RESTORE, "train.yaml", kind="train", plugins=False)
+    from medplat.types import Case
+
+    rows = [{"case": "a", "patient": "p", "psnr": 30.0, "ssim": 0.9, "mae": 2.0}]
+    rows.append({"case": "b", "patient": "q", "psnr": 20.0, "ssim": math.nan, "mae": 5.0})
+    row = evaluate.worst_row(workflow, Case("x", "px"), rows)
+    assert (row["psnr"], row["ssim"], row["mae"]) == (20.0, 0.9, 5.0)
+    assert evaluate.has_truth(workflow, Case("x", "px"))

@@ -253,11 +253,10 @@ def test_other_faults_are_named(source: Path, project: Path, tmp_path: Path) -> 
     noisy[0, 0, 0], noisy[-1, -1, -1] = -1024 + 2 * int(array.min()), -1024 + 2 * int(array.max())
     save(path, noisy, affine)
     code, row = check(path, source, project)
-    assert (code, codes(row), row["paired_by"]) == (3, ["NIFTI_VALUES"], "shape and value range")
+    assert (code, codes(row), row["paired_by"]) == (3, ["NIFTI_VALUES"], "grid and value range")
     save(path, rng.integers(0, 9, (5, 5, 5)), affine)
     code, row = check(path, source, project)
     assert (code, codes(row)) == (3, ["NIFTI_UNPAIRED"])
-    assert "MISSING_SLICE" in row["findings"][0]["message"]
     (tmp_path / "scan.json").write_text("not JSON, as some tools write it")
     assert codes(check(ct(source, path), source, project)[1]) == []
     path.write_bytes(b"not NIfTI")
@@ -279,12 +278,13 @@ def test_usage(source: Path, project: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no NIfTI file"):
         verify.run(tmp_path, source, project=project)
     path = ct(source, tmp_path / "scan.nii.gz")
-    shutil.copytree(source / "gap", tmp_path / "only")
-    with pytest.raises(UsageError, match="MISSING_SLICE"):
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "notes.txt").write_text("no DICOM")
+    with pytest.raises(UsageError, match="no series that could be converted"):
         verify.run(path, tmp_path / "only", project=project)
     planted = {wanted for wanted, _ in (AFFINE_FAULTS | VOXEL_FAULTS | PHASE_FAULTS).values()}
     planted |= {"NIFTI_SLOPE", "NIFTI_FORMS", "NIFTI_NO_ORIENTATION", "NIFTI_UNPAIRED"}
-    planted |= {"NIFTI_UNREADABLE"}
+    planted |= {"NIFTI_UNREADABLE", "NIFTI_REFUSED"}
     assert planted == {name for name in CODES if name.startswith("NIFTI_")}
 
 
@@ -294,7 +294,7 @@ def test_usage(source: Path, project: Path, tmp_path: Path) -> None:
         "dcm_qa_ts",
         "dcm_qa_12bit",
         "dcm_qa_enh",
-        pytest.param("dcm_qa_nih", marks=pytest.mark.slow),
+        "dcm_qa_nih",
     ],
 )
 def test_no_false_alarm_on_the_references_of_dcm2niix(
@@ -321,10 +321,69 @@ def test_of_a_radiograph_only_lengths_are_compared(project: Path, tmp_path: Path
     assert (code, codes(row)) == (3, ["NIFTI_SPACING"])
 
 
+@pytest.mark.parametrize("scale", [{}, {"slope": 2, "inter": -1024}, {"as real": 1}])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_file_made_from_a_refused_series_is_named(
+    alone: bool, scale: dict[str, float], source: Path, project: Path, tmp_path: Path
+) -> None:
+    """The six slices that are there, as other tools write them, though the series lacks one."""
+    rescale = {"RescaleSlope": 2, "RescaleIntercept": -1024} if scale else {}
+    export.stack(tmp_path / "gap", 1, 3, (0.0, 2, 4, 8, 10, 12), **rescale)
+    if not alone:
+        shutil.copytree(source / "ct", tmp_path / "gap" / "ct")
+    array = export.expected(sorted(path for path in (tmp_path / "gap").iterdir() if path.is_file()))
+    path = tmp_path / "scan.nii.gz"
+    if "as real" in scale:
+        nib.save(Image((array * 2.0 - 1024).astype(np.float32), CT_AFFINE), path)
+    else:
+        save(path, *like_dcm2niix(array, CT_AFFINE), **scale)
+    code, row = check(path, tmp_path / "gap", project, repair=True)
+    assert (code, codes(row), row["status"]) == (3, ["NIFTI_REFUSED"], "untrue")
+    assert "MISSING_SLICE" in row["findings"][0]["message"]
+    assert (row["series_uid"], row["repaired"]) == (export.uid(1, 3), None)
+
+
+def test_files_of_damaged_series_are_told_from_others(project: Path, tmp_path: Path) -> None:
+    """Images that cannot be read are passed over; the others are known again."""
+    export.stack(tmp_path / "cut", 1, 1, (3.0, 5, 7, 9, 11))
+    paths = sorted((tmp_path / "cut").iterdir())
+    array = export.expected(paths)
+    paths[2].write_bytes(paths[2].read_bytes()[:-20])
+    path = save(tmp_path / "scan.nii", array, CT_AFFINE)
+    code, row = check(path, tmp_path / "cut", project)
+    assert (code, codes(row)) == (3, ["NIFTI_REFUSED"])
+    assert "TRUNCATED" in row["findings"][0]["message"]
+    path = save(tmp_path / "scan.nii", array // 3, CT_AFFINE)
+    assert codes(check(path, tmp_path / "cut", project)[1]) == ["NIFTI_UNPAIRED"]
+
+
+def test_values_that_are_not_finite_spoil_their_slice_alone(
+    source: Path, project: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.nii"
+    real = (stored(source, "ct") * 2.0 - 1024).astype(np.float32)
+    real[1, 2, 3] = np.nan
+    nib.save(Image(real, moved(CT_AFFINE, 0, 0, 2)), path)
+    code, row = check(path, source, project, repair=True)
+    assert row["paired_by"] == "slice contents"
+    assert (code, set(codes(row))) == (3, {"NIFTI_VALUES", "NIFTI_SHIFTED"})
+    texts = [one["message"] for one in row["findings"]]
+    assert "values that are no finite numbers: 1" in texts
+    assert "the voxels of slices 3 are not the series'" in texts
+    assert row["repaired"] is None
+    real[2] = np.inf
+    nib.save(Image(real, CT_AFFINE), path)
+    row = check(path, source, project)[1]
+    assert (codes(row)[0], row["paired_by"]) == ("NIFTI_VALUES", "grid and value range")
+    nib.save(Image(np.full_like(real, np.nan), CT_AFFINE), path)
+    row = check(path, source, project)[1]
+    assert (row["status"], codes(row)) == ("unpaired", ["NIFTI_VALUES", "NIFTI_UNPAIRED"])
+
+
 def test_among_alike_series_none_is_blamed_for_a_changed_file(
     source: Path, project: Path, tmp_path: Path
 ) -> None:
-    """Only a series on whose grid the file lies is held against it; else the file alone is."""
+    """Only a series on whose grid the file lies is held against it; else the file has no series."""
     for series, low in ((1, 3.0), (2, 103.0)):
         places = [low + 2 * k for k in range(5)]
         rescale = {"RescaleSlope": 1, "RescaleIntercept": -7 * series}
@@ -335,6 +394,10 @@ def test_among_alike_series_none_is_blamed_for_a_changed_file(
     code, row = check(path, tmp_path / "two", project, repair=True)
     assert (code, codes(row), row["series_uid"]) == (3, ["NIFTI_VALUES"], export.uid(1, 2))
     save(path, noisy, moved(CT_AFFINE, 0, 0, 20))
+    code, row = check(path, tmp_path / "two", project, repair=True)
+    assert (code, codes(row), row["series_uid"]) == (3, ["NIFTI_UNPAIRED"], None)
+    export.stack(tmp_path / "two", 1, 3, places, RescaleSlope=1, RescaleIntercept=-21)
+    save(path, noisy, moved(CT_AFFINE, 0, 0, 50))
     code, row = check(path, tmp_path / "two", project, repair=True)
     assert (code, codes(row), row["series_uid"]) == (3, ["NIFTI_VALUES"], None)
     assert "any of 2 series" in row["findings"][0]["message"]

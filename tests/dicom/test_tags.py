@@ -161,3 +161,35 @@ def test_past_midnight() -> None:
     assert past_midnight([23 * hour, hour, 22 * hour]) == [23 * hour, 25 * hour, 22 * hour]
     assert past_midnight([8 * hour, 19 * hour]) == [8 * hour, 19 * hour]
     assert past_midnight([]) == []
+
+
+def test_images_that_share_a_header_keep_what_is_their_own(dicom: Any, tmp_path: Path) -> None:
+    def differ(image: Dataset, t: int, z: int) -> None:
+        image.XRayTubeCurrent = 100 + 10 * (z // 2)
+        image.TemporalPositionIdentifier, image.TriggerTime = t + 1, 20.5 * (t + 1)
+        image.AcquisitionNumber = 7 * t + z
+        image.AcquisitionDate, image.AcquisitionTime = "20200101", f"12{t:02d}{z:02d}.25"
+        image.EchoTime = 3.5 + (z == 4)  # Of an element that is expected to be shared.
+        image.PatientName = "Other^One" if z == 5 else "Some^Body"
+        if z == 6:
+            del image.XRayTubeCurrent
+
+    made = dicom.make(phases=2).each(differ)
+    dicom.write(tmp_path, made.flat)
+    found = {file.header.sop_instance_uid: file.header for file in scan(tmp_path) if file.header}
+    assert len(found) == len(made.flat)
+    for image in made.flat:
+        header = found[image.SOPInstanceUID]
+        current = image.get("XRayTubeCurrent")
+        assert dict(header.technical).get("XRayTubeCurrent") == current
+        assert header.position == tuple(map(float, image.ImagePositionPatient))
+        assert header.instance_number == image.InstanceNumber
+        assert header.acquisition_number == image.AcquisitionNumber
+        assert header.temporal_position == image.TemporalPositionIdentifier
+        assert header.trigger_time_ms == image.TriggerTime
+        assert header.echo_time == dict(header.technical)["EchoTime"] == image.EchoTime
+        assert header.identity.patient_name == image.PatientName
+        minute, second = image.AcquisitionTime[2:4], image.AcquisitionTime[4:6]
+        of_day_us = ((12 * 60 + int(minute)) * 60 + int(second)) * 1_000_000 + 250_000
+        assert header.acquired_us is not None
+        assert header.acquired_us % 86_400_000_000 == of_day_us

@@ -386,6 +386,18 @@ def test_nifti_files(runner: Any, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_turn_to_the_patients_axes_needs_directions(runner: Any, tmp_path: Path) -> None:
+    """As published copies without orientation have none: nothing is turned by a guess."""
+    run = runner(transforms="transforms: [{Orientationd: {keys: [image, label], axcodes: RAS}}]")
+    known = box((9, 8, 7))
+    nifti.write(known, tmp_path / "in" / "known.nii.gz")
+    nifti.write(known, tmp_path / "in" / "bare.nii.gz")
+    nifti.write_json(tmp_path / "in" / "bare.json", {"geometry": {"orientation": "unknown"}})
+    lines = run(tmp_path / "in")
+    assert lines["known"]["status"] == "done"
+    assert (lines["bare"]["status"], lines["bare"]["error"]["code"]) == ("rejected", "NO_GEOMETRY")
+
+
 def test_nifti_phases_and_several_inputs(runner: Any, tmp_path: Path) -> None:
     run = runner(inputs="inputs: [{name: late, phase: 2}, {name: pre, phase: 0}]")
     nifti.write(box((9, 8, 7), phases=3), tmp_path / "in" / "dce.nii.gz")

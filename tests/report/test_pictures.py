@@ -143,6 +143,9 @@ def test_curves_hold_numbers_only_and_survive_odd_input() -> None:
     svg = str(charts.curve([1.0, 5.0, 4.0], [0.0, 60.0, 120.0]))
     assert svg.count("<circle") == 3
     assert "120 s" in svg
+    svg = str(charts.curve([32650.0, 32801.5, 99.94], None))
+    assert ">32802<" in svg
+    assert ">99.9<" in svg
     assert str(charts.curve([1.0], [0.0])) == ""
     assert str(charts.curve([1.0, float("nan")])) == ""
     assert str(charts.curve([2.0, 2.0])) != ""

@@ -12,7 +12,7 @@ from medplat import tasks
 from medplat.errors import DataError, WorkflowError
 from medplat.tasks import segment
 from medplat.types import Task
-from medplat.workflow.schema import TrainWorkflow
+from medplat.workflow.schema import SegmentTask, TrainWorkflow
 
 
 @pytest.fixture
@@ -58,6 +58,32 @@ def test_a_value_without_a_label_is_an_error(workflow: TrainWorkflow, odd: float
     values = np.array([0, 7, odd], np.float32)
     with pytest.raises(DataError, match=f"case x: holds the value {odd:g}.*0, 7, 300"):
         segment.to_indices(values, segment.section(workflow), "case x")
+
+
+def test_a_label_of_several_values_is_one_structure() -> None:
+    labels = ({"name": "organ", "value": 7}, {"name": "nucleus", "value": 20, "last": 900})
+    task = SegmentTask.model_validate({"kind": "segment", "labels": labels})
+    values = np.array([0, 7, 20, 433, 900], np.uint16)
+    indices = segment.to_indices(values, task)
+    assert indices.tolist() == [0, 1, 2, 2, 2]
+    assert segment.to_values(indices, task).tolist() == [0, 7, 20, 20, 20]
+    for odd in (8.0, 19.0, 20.5, 901.0):
+        with pytest.raises(DataError, match=f"holds the value {odd:g},.*only 0, 7, 20-900"):
+            segment.to_indices(np.array([0, odd], np.float32), task)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"value": 12}, "same value"),
+        ({"value": 9, "last": 10}, "same value"),
+        ({"value": 30, "last": 29}, "less than value"),
+    ],
+)
+def test_labels_may_not_share_a_value(other: dict[str, int], message: str) -> None:
+    labels = ({"name": "one", "value": 10, "last": 20}, {"name": "two", **other})
+    with pytest.raises(ValueError, match=message):
+        SegmentTask.model_validate({"kind": "segment", "labels": labels})
 
 
 def reference_loss(logits: np.ndarray, label: np.ndarray) -> float:

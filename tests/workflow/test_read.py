@@ -101,7 +101,7 @@ def test_all_mistakes_at_once_with_place_and_suggestion() -> None:
         ("phase: 0", "phase: 0, phase_time_s: 60", "w.yaml:3:5: inputs.0: give phase or"
          " phase_time_s, not both"),
         ("  kind: segment", "  kind: segmnt", "w.yaml:13:9: task.kind: must be one of"
-         " segment, classify, is 'segmnt'. Did you mean 'segment'?"),
+         " segment, classify, restore, is 'segmnt'. Did you mean 'segment'?"),
         ("  kind: segment\n", "", "w.yaml:12:1: task: kind is missing"),
         ("kind: train", "kind: trian", "w.yaml:1:7: kind: must be one of convert, train, evaluate."
          " Did you mean 'train'?"),
@@ -237,3 +237,38 @@ def test_a_task_that_the_model_does_not_serve(tmp_path: Path) -> None:
         assert caught.value.problems == [
             f"--set #1: train.patch_size: wau_unet needs multiples of {multiple}"
         ]
+
+
+RESTORE = """kind: train
+dataset: {name: folder, root: data}
+transforms:
+  - Spacingd: {keys: image, pixdim: [1, 1, 1]}
+augment:
+  - RandFlipd: {keys: [image, reference], prob: 0.5}
+task:
+  kind: restore
+  degrade:
+    - {kind: rician, noise_percent: 5}
+    - {kind: kspace, acceleration: 3}
+model: {name: unet}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("Spacingd: {keys: image, pixdim: [1, 1, 1]}", "ScaleIntensityd: {keys: image}",
+         "w.yaml:4:5: transforms.0.ScaleIntensityd: changes values: restore scales by task.range"
+         " and back; leave it out"),
+        ("{keys: image, pixdim", "{keys: reference, pixdim", "w.yaml:4:22: transforms.0.Spacingd"
+         ".keys: 'reference' is not in a case; known are image"),
+        ("noise_percent: 5", "noise_percent: 0", "w.yaml:10:37: task.degrade.0.noise_percent:"
+         " must be greater than 0, is 0"),
+        ("kind: kspace", "kind: kspase", "w.yaml:11:14: task.degrade.1.kind: must be one of rician,"
+         " kspace, sinogram, blur, is 'kspase'. Did you mean 'kspace'?"),
+    ],
+)  # fmt: skip
+def test_one_mistake_of_a_restore_workflow(old: str, new: str, expected: str) -> None:
+    assert read.read_text(RESTORE, "w.yaml").kind == "train"
+    assert old in RESTORE
+    assert problems(RESTORE.replace(old, new, 1)) == [expected]
