@@ -81,7 +81,7 @@ class Peak:
 
 
 def _give_back() -> None:
-    """Freed memory back to the system, where glibc is: taking it again would look like no growth."""
+    """Freed memory back to the system (glibc): taken again, it would look like no growth."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
