@@ -190,7 +190,7 @@ def parameters(network: nn.Module) -> int:
 
 def first(output: Any) -> torch.Tensor:
     """The logits; of a network with deep supervision those of full size."""
-    return output if isinstance(output, torch.Tensor) else output[0]
+    return _outputs(output)[0]
 
 
 def _input(subject: Subject, size: tuple[int, ...] | None = None, batch: int = 2) -> torch.Tensor:

@@ -326,8 +326,7 @@ def _done(
     order = sorted(zip(jobs, sizes, strict=True), key=lambda pair: -pair[1])
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(one, job, size) for job, size in order[:workers]]
-        for other in meanwhile:
-            pool.submit(other)
+        beside = [pool.submit(other) for other in meanwhile]
         futures += [pool.submit(one, job, size) for job, size in order[workers:]]
         try:
             ended = console.track(as_completed(futures), "series", total=len(futures))
@@ -336,6 +335,8 @@ def _done(
                     shown = " ".join([line["status"], *line["codes"]])
                     console.say(f"[{number}/{len(jobs)}] {line['case']}/{line['stack']}: {shown}")
                     yield line
+            for other in beside:
+                other.result()
         finally:
             for future in futures:
                 future.cancel()

@@ -10,13 +10,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from medplat.blocks.conv import CONV
+from medplat.blocks.attention import SelfAttention
+from medplat.blocks.conv import BATCH, CONV
 from medplat.errors import DataError
 from medplat.types import Card, Count, Task
-from medplat_kernels import scale_attention
 from medplat_kernels.dct2_lowpass import dct_lowpass, idct
 
-BATCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 SMALL = {"channels": (16, 32), "depths": (1, 1), "kept": (4, 4), "heads": (2, 4)}
 SMALL_3D = {**SMALL, "kept": (2, 2)}
 
@@ -101,12 +100,10 @@ class FrequencyAttention(nn.Module):
 
     def __init__(self, width: int, kept: int, dims: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.heads = heads
         self.position = nn.Parameter(torch.zeros(1, kept**dims, width))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.attend = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width)
@@ -115,16 +112,9 @@ class FrequencyAttention(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         """Coefficients (B, C, *kept) -> the same, each having seen the others."""
         t = c.flatten(2).transpose(1, 2)
-        t = t + self._attend(self.norm1(t + self.position))
+        t = t + self.attend(self.norm1(t + self.position))
         seen: Tensor = t + self.mlp(self.norm2(t))
         return seen.transpose(1, 2).reshape(c.shape)
-
-    def _attend(self, t: Tensor) -> Tensor:
-        batch, length, width = t.shape
-        qkv = self.qkv(t).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out: Tensor = self.out(scale_attention(q, k, v).transpose(1, 2).reshape(t.shape))
-        return out
 
 
 class MobileConv(nn.Sequential):

@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from medplat.blocks.conv import CONV
+from medplat.blocks.attention import SelfAttention
+from medplat.blocks.conv import BATCH, CONV
 from medplat.errors import DataError
 from medplat.types import Card, Count, Task
-from medplat_kernels import scale_attention
 
 TRUNKS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "resnet18": ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
@@ -25,7 +25,6 @@ TRUNKS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
 SMALL = {"trunk": "tiny", "scales": (2, 3), "width": 32, "heads": 4, "depth": 2, "image_size": 64}
 TCGA = {"trunk": "resnet50", "scales": (0, 1, 2, 3)}
 POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-BATCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 CARD = Card(
     title="DuoFormer: scale-wise and patch-wise attention on a convolutional trunk",
@@ -109,25 +108,6 @@ TINY = Config.model_validate(SMALL)
 TWIN = Config.model_validate({**SMALL, "operator": "off"})
 
 
-class Attention(nn.Module):
-    """Self-attention of (M, S, D) with one linear layer for q, k and v and one for the output."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, S, D) -> (M, S, D)."""
-        count, length, width = x.shape
-        qkv = self.qkv(x).view(count, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y = scale_attention(q, k, v)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(count, length, width))
-        return out
-
-
 class ScaleBlock(nn.Module):
     """Pre-norm transformer block among the tokens of one patch."""
 
@@ -135,7 +115,7 @@ class ScaleBlock(nn.Module):
         super().__init__()
         width, hidden = config.width, config.mlp_ratio * config.width
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, config.heads)
+        self.attn = SelfAttention(width, config.heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
 
@@ -152,7 +132,7 @@ class GlobalBlock(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.attn = Attention(config.width, config.heads)
+        self.attn = SelfAttention(config.width, config.heads)
         self.norm = nn.LayerNorm(config.width, eps=1e-6) if config.global_residual else None
 
     def forward(self, x: Tensor) -> Tensor:

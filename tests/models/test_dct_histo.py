@@ -23,7 +23,7 @@ def block(kept: int, dims: int = 2, operator: str = "on") -> Block:
 
 def silence(part: Block) -> Block:
     """Attention and feed-forward part add nothing."""
-    for layer in (part.attention.out, part.attention.mlp[2]):  # type: ignore[union-attr, index]
+    for layer in (part.attention.attend.proj, part.attention.mlp[2]):  # type: ignore[union-attr, index]
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     return part

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medplat import testing
+from medplat.blocks.attention import SelfAttention
 from medplat.errors import DataError
 from medplat.models import duoformer
 from medplat.models.duoformer import Config, DuoFormer, by_patch
@@ -129,7 +130,7 @@ def test_scale_attention_stays_inside_its_patch_and_does_not_know_their_order() 
 
 
 def test_local_attention_is_torchs() -> None:
-    attention = duoformer.Attention(32, 4)
+    attention = SelfAttention(32, 4)
     x = torch.randn(6, 22, 32)
     with torch.no_grad():
         q, k, v = attention.qkv(x).view(6, 22, 3, 4, 8).permute(2, 0, 3, 1, 4)
